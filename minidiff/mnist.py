@@ -1,0 +1,32 @@
+"""The hand-written digits: 60,000 to train on and 10,000 to test with, offline.
+
+torchvision reads the four canonical files and checks their md5; `data/README.md` says where they come from.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) uint8 and labels (N,) int64.
+
+    Raises ValueError, with the file's name and what to do, when one of the four files is missing or damaged.
+    """
+    raw = Path(root) / "MNIST" / "raw"
+    for name, md5 in MNIST.resources:
+        if not check_integrity(str(raw / name), md5):
+            state = "is damaged (its md5 is wrong)" if (raw / name).exists() else "is missing"
+            raise ValueError(f"{raw / name} {state}: restore it with `git checkout -- data`, or copy the canonical MNIST file there")
+    digits = MNIST(root, train=train, download=True)  # all four files are there: unpacks, downloads nothing
+    return digits.data[:, None], digits.targets
+
+
+def to_pixels(images: Tensor, low: float = -1, high: float = 1) -> Tensor:
+    """uint8 0 … 255 -> float32 in [low, high]."""
+    return images.to(torch.float32) / 255 * (high - low) + low
