@@ -1,0 +1,1 @@
+"""The networks. They know nothing of schedules or samplers: tensors in, tensors out."""

@@ -1,0 +1,125 @@
+"""Chapter 4. The digits' U-Net: which network predicts the noise?
+
+One body serves three tasks. Down twice (28 -> 14 -> 7), flatten to one vector, and up again with skips:
+
+    denoiser            ε-free: D(z) = x             UNet(width)
+    time-conditioned    ε(x_t, t/T)                  UNet(width, time=True)
+    class-conditioned   ε(x_t, t/T, c)               UNet(width, time=True, classes=10)
+
+Time and label enter at two places only, as a shift and a scale of whole channels:
+
+    z  <- scale_c1 · z  + shift_t1        z:  the unflattened bottleneck, 2D channels at 7 x 7
+    u1 <- scale_c2 · u1 + shift_t2        u1: after the first way up,      D channels at 14 x 14
+
+Source: CS180 project 5, part B (Berkeley, 2024), after minDiffusion and TeaPearce/Conditional_Diffusion_MNIST; its page prints
+c2 · u1 + t1, whose shapes do not fit. Left out: attention, residual blocks, sinusoidal time (the IF U-Net has them).
+Next: training.py, the loss.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def conv(c_in: int, c_out: int) -> nn.Sequential:
+    """3 x 3, same size."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 1, 1), nn.BatchNorm2d(c_out), nn.GELU())
+
+
+def down_conv(c_in: int, c_out: int) -> nn.Sequential:
+    """Halves height and width."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), nn.BatchNorm2d(c_out), nn.GELU())
+
+
+def up_conv(c_in: int, c_out: int) -> nn.Sequential:
+    """Doubles height and width."""
+    return nn.Sequential(nn.ConvTranspose2d(c_in, c_out, 4, 2, 1), nn.BatchNorm2d(c_out), nn.GELU())
+
+
+def conv_block(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(conv(c_in, c_out), conv(c_out, c_out))
+
+
+def down_block(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(down_conv(c_in, c_out), conv_block(c_out, c_out))
+
+
+def up_block(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(up_conv(c_in, c_out), conv_block(c_out, c_out))
+
+
+def flatten() -> nn.Sequential:
+    """7 x 7 -> 1 x 1: the mean over the picture, one vector of features."""
+    return nn.Sequential(nn.AvgPool2d(7), nn.GELU())
+
+
+def unflatten(c: int) -> nn.Sequential:
+    """1 x 1 -> 7 x 7: paints a coarse picture from the vector."""
+    return nn.Sequential(nn.ConvTranspose2d(c, c, 7, 7, 0), nn.BatchNorm2d(c), nn.GELU())
+
+
+def fc_block(f_in: int, f_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(f_in, f_out), nn.GELU(), nn.Linear(f_out, f_out))
+
+
+class UNet(nn.Module):
+    """The U-Net of the digits (CS180 project 5, part B, figures 2, 8 and 9).
+
+    width:   D, channels of the first level; the course uses 128 for the denoiser and 64 for the other two
+    time:    condition on the noise level
+    classes: number of labels, 0 for none
+
+    Parameters at D = 64: 1,975,361 (denoiser), 1,996,417 (time), 2,019,201 (time and 10 classes).
+    """
+
+    def __init__(self, width: int = 64, time: bool = False, classes: int = 0):
+        super().__init__()
+        D = width
+        self.width, self.time, self.classes = width, time, classes
+
+        self.enter = conv_block(1, D)
+        self.down1 = down_block(D, D)
+        self.down2 = down_block(D, 2 * D)
+        self.flatten = flatten()
+        self.unflatten = unflatten(2 * D)
+        self.up1 = up_block(4 * D, D)
+        self.up2 = up_block(2 * D, D)
+        self.leave = nn.Sequential(conv_block(2 * D, D), nn.Conv2d(D, 1, 3, 1, 1))
+
+        if time:
+            self.time1, self.time2 = fc_block(1, 2 * D), fc_block(1, D)
+        if classes:
+            self.class1, self.class2 = fc_block(classes, 2 * D), fc_block(classes, D)
+
+    def forward(self, x: Tensor, t: Tensor | None = None, c: Tensor | None = None) -> Tensor:
+        """x (B, 1, 28, 28) -> (B, 1, 28, 28): the noise in x, or the clean image for the denoiser.
+
+        t: (B, 1) noise level as a part of T, in (0, 1]; wanted exactly when the network is time-conditioned
+        c: (B, classes) one-hot label, a row of zeros where the label is dropped; wanted exactly when class-conditioned
+        Raises ValueError when x, t or c has another shape: (B,) in place of (B, 1) would broadcast in silence.
+        """
+        self._check(x, t, c)
+        a = self.enter(x)                                                     # D,  28
+        b = self.down1(a)                                                     # D,  14
+        d = self.down2(b)                                                     # 2D, 7
+        z = self.unflatten(self.flatten(d))                                   # 2D, 1 -> 2D, 7
+        if self.classes:
+            z = self.class1(c)[:, :, None, None] * z
+        if self.time:
+            z = z + self.time1(t)[:, :, None, None]
+        u1 = self.up1(torch.cat([d, z], dim=1))                               # 4D, 7 -> D, 14
+        if self.classes:
+            u1 = self.class2(c)[:, :, None, None] * u1
+        if self.time:
+            u1 = u1 + self.time2(t)[:, :, None, None]
+        u2 = self.up2(torch.cat([b, u1], dim=1))                              # 2D, 14 -> D, 28
+        return self.leave(torch.cat([a, u2], dim=1))                          # 2D, 28 -> 1, 28
+
+    def _check(self, x: Tensor, t: Tensor | None, c: Tensor | None) -> None:
+        B = len(x)
+        if x.shape != (B, 1, 28, 28):
+            raise ValueError(f"this U-Net is built for images (B, 1, 28, 28), got {tuple(x.shape)}: resize or crop them")
+        for name, value, features in (("t", t, int(self.time)), ("c", c, self.classes)):
+            got = None if value is None else tuple(value.shape)
+            want = (B, features) if features else None
+            if got != want:
+                raise ValueError(f"this U-Net wants {name} of shape {want}, got {got}: check the network's time and classes")
