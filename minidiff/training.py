@@ -1,0 +1,64 @@
+"""Chapter 5. Training: which mean squared error teaches a network to denoise?
+
+    denoiser    E ‖D(x + σ ε) − x‖²                           one σ, the clean image itself              (CS180 B.1)
+    diffusion   E ‖ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t) − ε‖²      t ~ U{1 … T}                               (DDPM Eq. 14, Alg. 1)
+
+The second may ask for the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 in place of ε (PD, see diffusion.py). Both fix x_0; but where nearly
+all is noise, ε is nearly x_t and its error says nothing about the image, while the velocity there is −x_0: the network
+has to decide what to draw, which is what a small one without guidance fails at.
+
+Nothing here draws random numbers: t, ε and the dropped labels are arguments. Next: guidance.py.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidiff.diffusion import add_noise, velocity
+
+
+def denoiser_loss(unet: nn.Module, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
+    """E ‖D(x_0 + σ ε) − x_0‖², mean over pixels. x_0, eps: (B, 1, H, W), x_0 in [0, 1]; sigma > 0. Returns a 0-dim float32."""
+    return F.mse_loss(unet(x_0 + sigma * eps).float(), x_0)
+
+
+def diffusion_loss(unet: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, c: Tensor | None = None, target: str = "eps") -> Tensor:
+    """DDPM Eq. 14, mean over pixels. Returns a 0-dim float32.
+
+    x_0, eps:  (B, 1, H, W)
+    t:         (B,) int64 in 1 … T; the network is told t/T
+    alpha_bar: (T + 1,) float64
+    c:         (B, classes) one-hot labels, dropped rows zero (see `drop_labels`); None for a network without classes
+    target:    "eps" or "velocity"
+    """
+    T = len(alpha_bar) - 1
+    if not bool(((1 <= t) & (t <= T)).all()):
+        raise ValueError(f"t must be between 1 and T = {T}, got {int(t.min())} … {int(t.max())}")
+    alpha_bar_t = alpha_bar[t.to(alpha_bar.device)].to(x_0)[:, None, None, None]
+    x_t = add_noise(x_0, alpha_bar_t, eps)
+    wanted = {"eps": eps, "velocity": velocity(x_0, eps, alpha_bar_t)}[target]
+    return F.mse_loss(unet(x_t, (t / T).to(x_0)[:, None], c).float(), wanted)
+
+
+def drop_labels(c: Tensor, keep: Tensor, classes: int = 10) -> Tensor:
+    """One-hot labels, all zero where `keep` is False: what the unconditional half of guidance learns from (CFG Alg. 1).
+
+    c: (B,) int64 in 0 … classes − 1; keep: (B,) bool, True with probability 1 − p_uncond. Returns (B, classes) float32.
+    """
+    return F.one_hot(c, classes).float() * keep[:, None]
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay · ema + (1 − decay) · model, for parameters and BatchNorm's running statistics alike."""
+    for averaged, now in zip(_numbers(ema), _numbers(model), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(now.to(averaged), 1 - decay)
+        else:
+            averaged.copy_(now)
+
+
+def _numbers(module: nn.Module) -> Iterable[Tensor]:
+    return module.state_dict().values()
