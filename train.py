@@ -8,7 +8,6 @@ Each run fills one folder (runs/TASK): loss.csv and loss.png, samples-epoch-*.pn
 import argparse
 import csv
 import math
-import os
 import subprocess
 import sys
 import time
@@ -16,139 +15,115 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from minidiff import images, mnist, pretrained, training
-from minidiff.files import load_tensors, replaced, save_tensors
+from minidiff import images, mnist, pretrained, sampling, training
+from minidiff.files import check_writable, load_tensors, replaced, save_tensors
+from minidiff.machine import Parser, choose_device, start_processes
+from minidiff.pretrained import Digits
+from minidiff.schedule import evenly_spaced
 
 # The assignment, to the letter (CS180 project 5 part B, Fall 2024): what --preset course runs.
 COURSE = {
-    "denoiser": dict(task="denoiser", width=128, sigma=0.5, pixels=[0, 1], lr=1e-4, decay="constant", warmup=0, batch=256, epochs=5, ema=0.0),
-    "time": dict(
-        task="time", width=64, T=300, schedule="linear", target="eps", pixels=[0, 1],
-        lr=1e-3, decay="epoch", warmup=0, batch=128, epochs=20, ema=0.0,
-    ),
+    "denoiser": {
+        "task": "denoiser", "width": 128, "sigma": 0.5, "pixels": [0, 1],
+        "lr": 1e-4, "decay": "constant", "batch": 256, "epochs": 5, "ema": 0.0,
+    },
+    "time": {
+        "task": "time", "width": 64, "T": 300, "schedule": "linear", "target": "eps", "pixels": [0, 1],
+        "lr": 1e-3, "decay": "epoch", "batch": 128, "epochs": 20, "ema": 0.0,
+    },
 }  # fmt: skip
-COURSE["class"] = COURSE["time"] | dict(task="class", classes=10, p_uncond=0.1)
+COURSE["class"] = COURSE["time"] | {"task": "class", "classes": 10, "p_uncond": 0.1, "scale": 5.0}
 
-# What we measured to be better. Each entry with its reason.
+# What we changed because it is better, each with its reason; the README has the numbers.
 BETTER = {
-    "denoiser": dict(
-        width=64,  # a quarter of the work of D = 128
-        lr=1e-3,  # ten times the course's, with the decay below
-        decay="cosine", warmup=200,  # Adam's second moments settle before the full rate; the end of the run is nearly free of noise
-        batch=128, ema=0.998,  # the average of the last ~500 steps is better than the last step
-    ),
-    "time": dict(
-        schedule="linear_to_noise",  # ᾱ_300 = 3e-5 and not 0.048: a walk begins where training did (ZSNR)
-        target="velocity",  # weighs the noisy levels, where a digit is decided, as much as the others (PD)
-        pixels=[-1, 1],  # centred, as N(0, I) is
-        lr=2e-3, decay="cosine", warmup=500, ema=0.999, epochs=10,
-    ),
+    "denoiser": {
+        "width": 64,  # a quarter of the work of D = 128
+        "lr": 1e-3, "decay": "cosine", "warmup": 200,  # Adam's second moments settle first, and the end of the run is nearly free of noise
+        "batch": 128, "epochs": 2, "ema": 0.998,  # the average of the last ~500 steps is better than the last step
+    },
+    "time": {
+        "schedule": "linear_to_noise",  # ᾱ_300 = 3e-5 and not 0.048: a walk begins where training did (ZSNR)
+        "target": "velocity",  # weighs the noisy levels, where a digit is decided, as much as the others (PD)
+        "pixels": [-1, 1],  # centred, as N(0, I) is
+        "lr": 2e-3, "decay": "cosine", "warmup": 500, "epochs": 7, "ema": 0.999,
+    },
 }  # fmt: skip
-BETTER["class"] = BETTER["time"]
+BETTER["class"] = BETTER["time"] | {"epochs": 10, "scale": 2.0}
 
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(COURSE))
-    parser.add_argument("--preset", choices=["better", "course"], default="better", help="course: exactly the assignment's numbers")
-    parser.add_argument("--width", type=int, help="D, channels of the first level")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--limit", type=int, default=60_000, help="train on the first N digits only")
-    parser.add_argument("--seed", type=int, default=137)
-    parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; also after each epoch")
-    args = parser.parse_args()
-    settings = COURSE[args.task] | (BETTER[args.task] if args.preset == "better" else {})
-    settings |= dict(preset=args.preset, seed=args.seed, limit=args.limit)
-    settings |= {name: value for name in ("width", "epochs") if (value := getattr(args, name)) is not None}
-    try:
-        train(settings, args.out or Path("runs") / args.task, args.resume, args.device, args.save_every)
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}" if not print(f"train.py: {error}", file=sys.stderr) else 2)
-
-
-def train(settings: dict, folder: Path, resume: bool, device: str | None, save_every: float) -> None:
-    rank, world = start_processes()
-    device = torch.device(device or best_device())
+def train(settings: dict, folder: Path, resume: bool, device: torch.device, save_every: float) -> None:
+    """The whole run: the loop, its checkpoints and what it writes into `folder`."""
+    rank, world = start_processes(device)
     if settings["batch"] % world:
         raise ValueError(f"the batch of {settings['batch']} does not split over {world} processes: use a divisor of it")
-    folder.mkdir(parents=True, exist_ok=True)
-
-    digits, labels = mnist.load(train=True)
-    digits, labels = digits[: settings["limit"]], labels[: settings["limit"]]
+    digits, labels = (a[: settings["limit"]] for a in mnist.load(train=True))
     torch.manual_seed(settings["seed"])
-    unet = pretrained.build(settings).to(device, memory_format=torch.channels_last)
-    ema = pretrained.build(settings).to(device, memory_format=torch.channels_last)
-    ema.load_state_dict(unet.state_dict())
-    optimiser = torch.optim.Adam(unet.parameters(), lr=settings["lr"], fused=device.type in ("cpu", "cuda"))
-    run = Run(settings, unet, ema, optimiser, torch.Generator().manual_seed(settings["seed"]))
+    run = Run(settings, device)
     if resume:
         run.load(folder / "state.safetensors")
-    model = DistributedDataParallel(unet) if world > 1 else unet
+    elif (folder / "state.safetensors").exists():
+        raise ValueError(f"{folder} holds a run: go on with --resume, or name another folder with --out")
+    check_writable(folder / "state.safetensors")
 
+    unet = run.model.unet
+    parallel = DistributedDataParallel(unet) if world > 1 else unet
+    bf16 = has_bf16(device)
     steps_per_epoch = len(digits) // settings["batch"]
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
     if rank == 0:
         parameters = sum(p.numel() for p in unet.parameters())
-        print(f"{settings['task']}: {parameters:,} parameters, {steps_per_epoch} steps an epoch on {device}, {'bfloat16' if autocast._enabled else 'float32'}")
+        print(f"{settings['task']}: {parameters:,} parameters, {steps_per_epoch} steps an epoch, {device}, {'bfloat16' if bf16 else 'float32'}, {folder}")
         print(f"settings: {settings}")
     while run.epoch < settings["epochs"]:
-        model.train()
+        unet.train()
         if run.order is None:
             run.order = torch.randperm(len(digits), generator=run.generator)
         bar = tqdm(total=steps_per_epoch, initial=run.batch, desc=f"epoch {run.epoch + 1}/{settings['epochs']}", disable=rank > 0, mininterval=2)
         saved = time.monotonic()
         while run.batch < steps_per_epoch:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(settings, run.epoch * steps_per_epoch + run.batch, steps_per_epoch)
+            run.optimiser.param_groups[0]["lr"] = learning_rate(settings, run.epoch * steps_per_epoch + run.batch, steps_per_epoch)
             chosen = run.order[run.batch * settings["batch"] : (run.batch + 1) * settings["batch"]]
-            with autocast:
-                value = loss(settings, model, digits[chosen], labels[chosen], run.generator, device, slice(rank, None, world))
-            optimiser.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                value = loss(run, parallel, digits[chosen], labels[chosen], slice(rank, None, world))
+            run.optimiser.zero_grad()
             value.backward()
             if not math.isfinite(value := value.item()):
-                raise ValueError(f"the loss is {value} in epoch {run.epoch + 1}, step {run.batch + 1}: lower the learning rate; {folder}/state.safetensors is the last good state")
-            optimiser.step()
-            training.update_ema(ema, unet, min(settings["ema"], run.steps / (run.steps + 10)))
-            run.steps, run.batch = run.steps + 1, run.batch + 1
-            run.losses.append(value)
+                raise ValueError(f"the loss is {value} in epoch {run.epoch + 1}, step {run.batch + 1}: the last good state is kept in {folder}, lower the learning rate")
+            run.optimiser.step()
+            run.count(value)
             bar.update()
-            bar.set_postfix(loss=f"{sum(run.losses[-100:]) / len(run.losses[-100:]):.4f}", images_s=f"{settings['batch'] * (bar.format_dict['rate'] or 0):.0f}", refresh=False)
+            bar.set_postfix(loss=f"{run.recent_loss(100):.4f}", images_s=f"{settings['batch'] * (bar.format_dict['rate'] or 0):.0f}", refresh=False)
             if rank == 0 and time.monotonic() - saved > save_every:
                 run.save(folder / "state.safetensors")
                 saved = time.monotonic()
         bar.close()
         run.epoch, run.batch, run.order = run.epoch + 1, 0, None
         if rank == 0:
+            write_results(run, folder)  # before the state: a run that is killed in between repeats them
             run.save(folder / "state.safetensors")
-            write_results(run, folder)
     if world > 1:
         dist.destroy_process_group()
 
 
-def loss(settings: dict, model: nn.Module, digits: Tensor, labels: Tensor, generator: torch.Generator, device: torch.device, mine: slice) -> Tensor:
-    """The loss of this process's part of one batch. Every process draws the numbers of the whole batch, so that they do not depend on how it is split."""
+def loss(run: "Run", unet: nn.Module, digits: Tensor, labels: Tensor, mine: slice) -> Tensor:
+    """The loss of this process's part of a batch. Each process draws the numbers of the whole batch, so that they do not depend on how it is split."""
+    settings, device = run.settings, run.model.device
     x_0 = mnist.to_pixels(digits, *settings["pixels"])
-    eps = torch.randn(x_0.shape, generator=generator)
+    eps = torch.randn(x_0.shape, generator=run.generator)
     if settings["task"] == "denoiser":
-        x_0, eps = (a[mine].to(device) for a in (x_0, eps))
-        return training.denoiser_loss(model, x_0, eps, settings["sigma"])
-    alpha_bar = pretrained.schedule(settings)
-    t = torch.randint(1, settings["T"] + 1, (len(x_0),), generator=generator)
+        return training.denoiser_loss(unet, x_0[mine].to(device), eps[mine].to(device), settings["sigma"])
+    t = torch.randint(1, settings["T"] + 1, (len(x_0),), generator=run.generator)
     c = None
     if "classes" in settings:
-        keep = torch.rand(len(x_0), generator=generator) >= settings["p_uncond"]
+        keep = torch.rand(len(x_0), generator=run.generator) >= settings["p_uncond"]
         c = training.drop_labels(labels, keep, settings["classes"])[mine].to(device)
-    x_0, eps, t = (a[mine].to(device) for a in (x_0, eps, t))
-    return training.diffusion_loss(model, x_0, t, eps, alpha_bar, c, settings["target"])
+    return training.diffusion_loss(unet, x_0[mine].to(device), t[mine].to(device), eps[mine].to(device), run.model.alpha_bar, c, settings["target"])
 
 
 def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
@@ -164,14 +139,32 @@ def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
 class Run:
     """All that a run is made of, so that it can stop and go on: networks, optimiser, position, random numbers, losses."""
 
-    def __init__(self, settings: dict, unet: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator):
-        self.settings, self.unet, self.ema, self.optimiser, self.generator = settings, unet, ema, optimiser, generator
+    def __init__(self, settings: dict, device: torch.device):
+        self.settings = settings
+        self.model, self.averaged = pretrained.build(settings), pretrained.build(settings)
+        for model in (self.model, self.averaged):
+            model.unet.to(device, memory_format=torch.channels_last)
+        self.averaged.unet.load_state_dict(self.model.unet.state_dict())
+        self.optimiser = torch.optim.Adam(self.model.unet.parameters(), lr=settings["lr"], fused=device.type in ("cpu", "cuda"))
+        self.generator = torch.Generator().manual_seed(settings["seed"])
         self.epoch = self.batch = self.steps = 0
         self.order: Tensor | None = None  # of the digits in the epoch that is under way
         self.losses: list[float] = []
 
+    def count(self, value: float) -> None:
+        """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
+        training.update_ema(self.averaged.unet, self.model.unet, min(self.settings["ema"], self.steps / (self.steps + 10)))
+        self.steps, self.batch = self.steps + 1, self.batch + 1
+        self.losses.append(value)
+
+    def recent_loss(self, count: int) -> float:
+        return sum(self.losses[-count:]) / len(self.losses[-count:])
+
     def save(self, path: Path) -> None:
-        tensors = {f"unet.{k}": v for k, v in self.unet.state_dict().items()} | {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        tensors = {f"unet.{k}": v for k, v in self.model.unet.state_dict().items()}
+        if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+            raise ValueError(f"the weights are no longer finite after step {self.steps}: the last good state is kept in {path}, lower the learning rate")
+        tensors |= {f"ema.{k}": v for k, v in self.averaged.unet.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
@@ -185,8 +178,8 @@ class Run:
         if changed:
             k = changed[0]
             raise ValueError(f"the run in {path.parent} has {k} = {record['settings'].get(k)}, asked for {self.settings[k]}: resume with its own settings")
-        self.unet.load_state_dict({k.removeprefix("unet."): v for k, v in tensors.items() if k.startswith("unet.")})
-        self.ema.load_state_dict({k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
+        for prefix, model in (("unet.", self.model), ("ema.", self.averaged)):
+            model.unet.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         adam = self.optimiser.state_dict()
         for i, p in enumerate(self.optimiser.param_groups[0]["params"]):
             names = [k for k in tensors if k.startswith(f"adam.{i}.")]
@@ -204,27 +197,25 @@ def write_results(run: Run, folder: Path) -> None:
         table.writerow(["step", "loss"])
         table.writerows((i + 1, f"{value:.6f}") for i, value in enumerate(run.losses))
     images.save_png(images.curve(run.losses), folder / "loss.png")
-    record = run.settings | dict(epoch=run.epoch, loss=sum(run.losses[-400:]) / len(run.losses[-400:]), git=git_commit())
-    weights = run.ema if run.settings["ema"] else run.unet
-    save_tensors(weights.state_dict(), folder / f"mnist-{run.settings['task']}.safetensors", record)
+    record = run.settings | {"epoch": run.epoch, "loss": run.recent_loss(400), "git": git_commit()}
+    model = run.averaged if run.settings["ema"] else run.model
+    save_tensors(model.unet.state_dict(), folder / f"mnist-{model.task}.safetensors", record)
     if run.epoch in SAMPLED or run.epoch == run.settings["epochs"]:
-        model = pretrained.Digits(weights.eval(), run.settings)
-        picture = pretrained.preview(model, seed=run.settings["seed"])
-        images.save_png(picture, folder / f"samples-epoch-{run.epoch:03d}.png", record)
+        images.save_png(preview(model, run.settings), folder / f"samples-epoch-{run.epoch:03d}.png", record)
 
 
-def start_processes() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) without torchrun."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
-def best_device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+@torch.no_grad()
+def preview(model: Digits, settings: dict) -> Image.Image:
+    """40 digits from noise that is the same each time; for the denoiser ten test digits, noisy, denoised."""
+    model.unet.eval()
+    generators = sampling.seeded(settings["seed"], 0, 40)
+    if model.task == "denoiser":
+        x = mnist.to_pixels(mnist.load(train=False)[0][:10], 0, 1).to(model.device)
+        z = x + settings["sigma"] * sampling.noise_per_image(generators[:10])(x)
+        return images.grid(torch.cat([x, z, model.unet(z)]).clamp(0, 1), 10)
+    c = (torch.arange(40) % 10).to(model.device) if model.classes else None
+    x = sampling.last(model.draw(generators, evenly_spaced(settings["T"], 25), sampling.dpm_solver(), c, model.scale))
+    return images.grid(images.to_unit(x, *model.pixels), 10)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -242,5 +233,44 @@ def git_commit() -> str:
         return "unknown"
 
 
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="one of " + ", ".join(COURSE))
+    parser.add_argument("--preset", default="better", help="better (the default: what we measured to be) or course (the assignment's numbers)")
+    parser.add_argument("--width", type=int, help="D, channels of the first level")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--limit", type=int, default=60_000, help="train on the first N digits only")
+    parser.add_argument("--seed", type=int, default=137)
+    parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
+    parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved after each epoch too")
+    args = parser.parse_args(argv)
+    if args.task not in COURSE:
+        raise ValueError(f"a task is one of {', '.join(COURSE)}, got {args.task!r}")
+    if args.preset not in ("better", "course"):
+        raise ValueError(f"--preset wants better or course, got {args.preset!r}")
+    for name in ("width", "epochs"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} wants a whole number of at least 1, got {value}")
+    if not 256 <= args.limit <= 60_000:
+        raise ValueError(f"--limit wants 256 to 60000 digits, got {args.limit}")
+    args.out = args.out or Path("runs") / args.task
+    return args
+
+
+def main(argv: list[str]) -> int:
+    try:
+        args = arguments(argv)
+        settings = COURSE[args.task] | (BETTER[args.task] if args.preset == "better" else {})
+        settings |= {"preset": args.preset, "seed": args.seed, "limit": args.limit}
+        settings |= {name: value for name in ("width", "epochs") if (value := getattr(args, name)) is not None}
+        train(settings, args.out, args.resume, choose_device(args.device), args.save_every)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

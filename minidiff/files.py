@@ -3,6 +3,7 @@
 A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and in it the sha256 of the tensors' bytes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,19 @@ def replaced(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises ValueError when `path` could not be written: asked before the work, not after it. Makes the folder."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): give --out a place that can be written") from None
+
+
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
     """Write a safetensors file with a JSON record in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -50,7 +64,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): get it again") from None
     if "minidiff" not in metadata:

@@ -36,6 +36,15 @@ def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
     return sheet
 
 
+def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
+    """The picture with a line of text at the left of each of its equally high rows."""
+    sheet = Image.new("RGB", (picture.width + 40, picture.height), "white")
+    sheet.paste(picture, (40, 0))
+    for i, text in enumerate(rows):
+        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), text, fill="black", anchor="mm")
+    return sheet
+
+
 def save_png(picture: Image.Image, path: str | Path, settings: dict | None = None) -> None:
     """Write the PNG, whole or not at all; `settings` goes into its metadata as JSON."""
     info = PngInfo()

@@ -1,65 +1,96 @@
 """Chapter 8. Pretrained models: from a file to everything that a walk needs.
 
-A loader returns one frozen record: the network, its schedule, its range of pixels, conditions -> denoiser. No flag is asked for
-that the file answers. Next: the scripts, sample.py and train.py.
+A loader returns one frozen record: the network, its schedule, its range of pixels, and how conditions become denoisers. The
+file answers every question about itself, so the scripts ask for no flag that it answers. Next: the scripts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from minidiff import images, sampling
 from minidiff.adapters import labelled
 from minidiff.denoiser import Denoiser
 from minidiff.diffusion import clip_to
+from minidiff.files import load_tensors
 from minidiff.guidance import cfg
 from minidiff.models.mnist_unet import UNet
-from minidiff.schedule import evenly_spaced, linear, linear_to_noise
+from minidiff.sampling import Step, noise_per_image, sample
+from minidiff.schedule import cosine, linear, linear_to_noise
 
-SCHEDULES = {"linear": linear, "linear_to_noise": linear_to_noise}
-
-
-def build(settings: dict) -> UNet:
-    return UNet(settings["width"], time=settings["task"] != "denoiser", classes=settings.get("classes", 0))
-
-
-def schedule(settings: dict) -> Tensor:
-    return SCHEDULES[settings["schedule"]](settings["T"])
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+SCHEDULES = {"linear": linear, "linear_to_noise": linear_to_noise, "cosine": cosine}
 
 
 @dataclass(frozen=True)
 class Digits:
+    """A network of the digits with all that its file says of it.
+
+    unet:      the network; of task "denoiser" it maps z to x, of "time" and "class" it predicts `target`
+    alpha_bar: (T + 1,) float64, or None for the denoiser
+    pixels:    (low, high), the range it was trained on
+    classes:   how many labels it knows, 0 for none
+    target:    "eps" or "velocity"
+    scale:     the guidance that suits it, 1 where there is none
+    """
+
+    task: str
     unet: nn.Module
-    settings: dict
+    alpha_bar: Tensor | None
+    pixels: tuple[float, float]
+    classes: int
+    target: str
+    scale: float = 1
 
     @property
-    def alpha_bar(self) -> Tensor:
-        return schedule(self.settings)
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
 
-    def denoiser(self, c: Tensor | None, scale: float = 1) -> Denoiser:
-        def bound(c):
-            return labelled(self.unet, c, self.alpha_bar, self.settings.get("classes", 0), self.settings["target"])
+    def denoiser(self, c: Tensor | None = None, scale: float = 1) -> Denoiser:
+        """Labels (B,), or None for none -> a denoiser, guided when scale is not 1."""
+        uncond = labelled(self.unet, None, self.alpha_bar, self.classes, self.target)
+        return uncond if c is None else cfg(labelled(self.unet, c, self.alpha_bar, self.classes, self.target), uncond, scale)
 
-        return bound(None) if c is None else cfg(bound(c), bound(None), scale)
+    def draw(self, generators: list[torch.Generator], timesteps: list[int], step: Step, c: Tensor | None = None, scale: float = 1) -> Iterator[tuple[int, Tensor]]:
+        """Walk one image for each generator from noise to level 0; yields (t, x_t), pixels in `self.pixels`."""
+        noise = noise_per_image(generators)
+        x = noise(torch.empty(len(generators), 1, 28, 28, device=self.device))
+        return sample(self.denoiser(c, scale), x, timesteps, self.alpha_bar, step=step, clip=clip_to(*self.pixels), noise=noise)
 
 
-@torch.no_grad()
-def preview(model: Digits, seed: int) -> Image.Image:
-    generators = sampling.seeded(seed, 0, 40)
-    noise = sampling.noise_per_image(generators)
-    x = noise(torch.empty(40, 1, 28, 28))
-    device = next(model.unet.parameters()).device
-    low, high = model.settings["pixels"]
-    if model.settings["task"] == "denoiser":
-        from minidiff import mnist
+def build(settings: dict) -> Digits:
+    """An untrained network from the settings of a run (see train.py for their names)."""
+    task, classes = settings["task"], settings.get("classes", 0)
+    unet = UNet(settings["width"], time=task != "denoiser", classes=classes)
+    alpha_bar = None if task == "denoiser" else SCHEDULES[settings["schedule"]](settings["T"])
+    return Digits(task, unet, alpha_bar, tuple(settings["pixels"]), classes, settings.get("target", "image"), settings.get("scale", 1))
 
-        digits = mnist.to_pixels(mnist.load(train=False)[0][:40], 0, 1)
-        return images.grid(torch.cat([digits + 0.5 * x, model.unet((digits + 0.5 * x).to(device)).cpu()]).clamp(0, 1), 10)
-    c = torch.arange(40) % 10 if "classes" in model.settings else None
-    walk = sampling.sample(
-        model.denoiser(c.to(device) if c is not None else None, 2.0), x.to(device), evenly_spaced(model.settings["T"], 25), model.alpha_bar,
-        step=sampling.dpm_solver(), clip=clip_to(low, high), noise=noise,
-    )
-    return images.grid(images.to_unit(sampling.last(walk), low, high), 10)
+
+def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
+    """A network that train.py wrote, in eval mode: BatchNorm uses its running statistics, so no image depends on its batch.
+
+    name:  mnist-denoiser, mnist-time, mnist-class, or the path of a file
+    tasks: the kinds that the caller can use
+    Raises ValueError, in one sentence, when there is no such file, when it is damaged, of another kind, or holds numbers that are not finite.
+    """
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        known = sorted(p.stem for p in WEIGHTS.glob("mnist-*.safetensors"))
+        if str(name) not in known:
+            raise ValueError(f"--model wants one of {', '.join(known)}, or the path of a .safetensors file, got {str(name)!r}")
+        path = WEIGHTS / f"{name}.safetensors"
+    tensors, settings = load_tensors(path)
+    if settings.get("task") not in tasks:
+        raise ValueError(f"{path} holds a network of kind {settings.get('task')!r}, wanted {' or '.join(tasks)}: choose another with --model")
+    try:
+        model = build(settings)
+        model.unet.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the network that its settings describe ({str(error).splitlines()[-1].strip()}): get it again") from None
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path} holds numbers that are not finite (in {key}): train it again from an earlier state")
+    model.unet.eval().requires_grad_(False)
+    return model

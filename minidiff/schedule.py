@@ -13,6 +13,7 @@ Next: diffusion.py, the algebra on top of ᾱ.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def evenly_spaced(T: int, steps: int) -> list[int]:
 
 def check_timesteps(timesteps: list[int], T: int) -> None:
     """Raises ValueError unless the levels fall strictly, inside T … 0. (Every walk asks this at its door.)"""
-    falls = all(t > t_prev for t, t_prev in zip(timesteps, timesteps[1:]))
+    falls = all(t > t_prev for t, t_prev in pairwise(timesteps))
     if len(timesteps) < 2 or not falls or timesteps[0] > T or timesteps[-1] < 0:
         raise ValueError(f"timesteps must fall strictly from at most T = {T} to at least 0, got {list(timesteps[:4])}... ({len(timesteps)} levels)")
 

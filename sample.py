@@ -1,0 +1,297 @@
+"""Draw with the shipped weights:  python sample.py [LESSON] [options]
+
+digits     a grid of hand-written digits, class-conditioned and guided (the default lesson)
+guidance   the same noise at several guidance scales, one row each
+denoise    walk a noisy test digit back, step by step, beside one step and a Gaussian blur
+noise      what sigma 0 ... 1 does to a digit
+blur       what a Gaussian blur can do about it
+onestep    what the one-step denoiser can do about it, at the sigma it was trained for
+ood        ... and at the seven sigmas, six of which it never saw
+
+`--out NAME.png` is a picture (its settings are in the file), `--out NAME.safetensors` or `.npz` the arrays `images`
+(N, 1, 28, 28) in [0, 1] and `labels` (N,). `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+from tqdm import tqdm
+
+from minidiff import files, images, mnist, sampling
+from minidiff.diffusion import add_noise, clip_to, predict_x0
+from minidiff.machine import Parser, choose_device, start_processes
+from minidiff.pretrained import Digits, load_digits
+from minidiff.schedule import evenly_spaced
+
+SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
+BLUR = {0: 0.1, 0.2: 0.6, 0.4: 0.9, 0.5: 1.0, 0.6: 1.1, 0.8: 1.3, 1.0: 1.5}  # sigma of the noise -> sigma of the blur, in pixels: the best PSNR of each
+ARRAYS = (".safetensors", ".npz")
+
+
+class Result:
+    """What a lesson made: a picture, and the arrays behind it. Frames where it was asked for an animation."""
+
+    def __init__(self, x: Tensor, labels: Tensor, picture: Image.Image | None, says: str, frames: list[Image.Image] | None = None):
+        self.images, self.labels, self.picture, self.says, self.frames = x, labels, picture, says, frames
+
+
+# ---------------------------------------------------------------------------------------------------------------- lessons
+
+
+def digits(args: argparse.Namespace) -> Result:
+    model = load(args, "class", "time")
+    labels = torch.tensor(args.digit)[torch.arange(args.n) % len(args.digit)] if model.classes else None
+    rank, world = start_processes(args.device)
+    mine = range(args.n)[rank * args.n // world : (rank + 1) * args.n // world]
+    result, frames = torch.empty(len(mine), 1, 28, 28), []
+    bar = tqdm(total=len(mine) * steps(args, model), unit="image-step", disable=rank > 0, leave=False)
+    for first in range(mine.start, mine.stop, args.batch):
+        part = range(first, min(first + args.batch, mine.stop))
+        c = labels[part].to(args.device) if labels is not None else None
+        for _, x in walk(args, model, part, c, args.scale[0]):
+            if args.gif and first == 0:
+                frames.append(sheet(args, images.to_unit(x, *model.pixels)))
+            bar.update(len(part))
+        result[first - mine.start : part.stop - mine.start] = images.to_unit(x, *model.pixels).cpu()
+    bar.close()
+    if world > 1:
+        parts = [None] * world
+        dist.gather_object(result, parts if rank == 0 else None)
+        dist.destroy_process_group()
+        if rank > 0:
+            sys.exit()
+        result = torch.cat(parts)
+    if args.threshold:
+        result[result < args.threshold] = 0
+    picture = sheet(args, result) if is_picture(args) else None
+    says = f"{args.n} digits, {args.sampler}, {steps(args, model)} steps" + (f", guidance {args.scale[0]:g}" if model.classes else "")
+    return Result(result, labels if labels is not None else torch.full((args.n,), -1), picture, says, frames)
+
+
+def guidance(args: argparse.Namespace) -> Result:
+    model = load(args, "class")
+    labels = torch.tensor(args.digit)
+    noise_of = range(len(labels))
+    rows = [images.to_unit(sampling.last(walk(args, model, noise_of, labels.to(args.device), scale)), *model.pixels).cpu() for scale in tqdm(args.scale, leave=False)]
+    picture = images.beside(images.grid(torch.cat(rows), len(labels)), [f"{scale:g}" for scale in args.scale])
+    return Result(torch.cat(rows), labels.repeat(len(args.scale)), picture, f"guidance scales {args.scale}, one row each, from the same noise")
+
+
+def denoise(args: argparse.Namespace) -> Result:
+    """DDPM algebra on a real digit: jump to level t, then walk back, or jump back in one step, or blur."""
+    model = load(args, "time", "class")
+    x_0, labels = test_digits(args, model.pixels)
+    T = len(model.alpha_bar) - 1
+    t = args.level or T * 2 // 3
+    if not 1 <= t <= T:
+        raise ValueError(f"--level must be between 1 and T = {T}, got {t}")
+    if steps(args, model) > t:
+        raise ValueError(f"--steps must be at most the level, {t}, got {steps(args, model)}")
+    generators = sampling.seeded(args.seed, 0, len(x_0))
+    noise = sampling.noise_per_image(generators)
+    alpha_bar_t = model.alpha_bar[t]
+    x_t = add_noise(x_0, alpha_bar_t, noise(x_0))
+    denoiser = model.denoiser(labels.to(args.device) if model.classes else None, args.scale[0])
+    one_step = predict_x0(x_t, denoiser(x_t, t)[0], alpha_bar_t)
+    levels = evenly_spaced(t, steps(args, model))
+    clip = clip_to(*model.pixels)
+    states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, step=step_of(args), clip=clip, noise=noise)]
+    shown = states[:: max(1, len(states) // 6)] + ([] if (len(states) - 1) % max(1, len(states) // 6) == 0 else states[-1:])
+    blurred = gaussian_blur(x_t / alpha_bar_t.sqrt(), 9, 1.5)
+    columns = [x_0, *(x for _, x in shown), one_step, blurred]
+    unit = [images.to_unit(x, *model.pixels).cpu() for x in columns]
+    names = ["original", *(f"t = {level}" for level, _ in shown), "one step", "blur"]
+    picture = images.captioned(images.grid(torch.stack(unit, 1).flatten(0, 1), len(columns), zoom=3), names)
+    frames = [sheet(args, images.to_unit(x, *model.pixels)) for _, x in states]
+    scores = f"PSNR: walk {psnr(unit[-3], unit[0]):.2f} dB, one step {psnr(unit[-2], unit[0]):.2f}, blur {psnr(unit[-1], unit[0]):.2f}"
+    return Result(unit[-3], labels, picture, f"{len(x_0)} test digits from level {t} of {T}. {scores}", frames)
+
+
+def noise(args: argparse.Namespace) -> Result:
+    x, labels = test_digits(args)
+    noisy = [z.clamp(0, 1) for z in noised(args, x, SIGMAS)]
+    return sigma_grid(noisy, labels, "z = x + sigma eps, shown cut to [0, 1]")
+
+
+def blur(args: argparse.Namespace) -> Result:
+    x, labels = test_digits(args)
+    blurred = [gaussian_blur(z, 9, BLUR[sigma]).clamp(0, 1) for z, sigma in zip(noised(args, x, SIGMAS), SIGMAS)]
+    return sigma_grid(blurred, labels, "a Gaussian blur of z. " + each_psnr(blurred, x))
+
+
+def onestep(args: argparse.Namespace) -> Result:
+    model = load(args, "denoiser")
+    x, labels = test_digits(args)
+    (z,) = noised(args, x, [0.5])
+    clean = torch.cat([model.unet(part).clamp(0, 1).cpu() for part in z.split(args.batch)])
+    picture = images.captioned(images.grid(torch.stack([x.cpu(), z.cpu(), clean], 1).flatten(0, 1).clamp(0, 1), 3, zoom=3), ["x", "z", "D(z)"]) if is_picture(args) else None
+    return Result(clean, labels, picture, f"the denoiser on {len(x)} test digits at sigma 0.5: PSNR {psnr(clean, x.cpu()):.2f} dB")
+
+
+def ood(args: argparse.Namespace) -> Result:
+    model = load(args, "denoiser")
+    x, labels = test_digits(args)
+    clean = [model.unet(z).clamp(0, 1) for z in noised(args, x, SIGMAS)]
+    return sigma_grid(clean, labels, "D(z); it was trained at sigma 0.5 alone. " + each_psnr(clean, x))
+
+
+LESSONS = {f.__name__: f for f in (digits, guidance, denoise, noise, blur, onestep, ood)}
+MODEL = {"digits": "mnist-class", "guidance": "mnist-class", "denoise": "mnist-time", "onestep": "mnist-denoiser", "ood": "mnist-denoiser"}
+DEFAULT_N = {"digits": 40, "denoise": 5}
+DEFAULT_STEPS = {"dpm": 25, "ddim": 50, "ddpm": None, "ddpm-large": None}  # None: every level, the full walk
+
+
+# ---------------------------------------------------------------------------------------------------------------- their parts
+
+
+def load(args: argparse.Namespace, *tasks: str) -> Digits:
+    model = load_digits(args.model, tasks)
+    model.unet.to(args.device, memory_format=torch.channels_last)
+    if args.scale is None:
+        args.scale = [0, 1, 2, 3, 5, 10] if args.lesson == "guidance" else [model.scale]
+    return model
+
+
+def steps(args: argparse.Namespace, model: Digits) -> int:
+    T = len(model.alpha_bar) - 1
+    full = T if args.lesson != "denoise" else args.level or T * 2 // 3
+    return args.steps if args.steps is not None else min(DEFAULT_STEPS[args.sampler] or full, full)
+
+
+def step_of(args: argparse.Namespace) -> sampling.Step:
+    return {"dpm": sampling.dpm_solver(), "ddim": sampling.ddim(args.eta), "ddpm": sampling.ddpm_step, "ddpm-large": sampling.ddpm_large_step}[args.sampler]
+
+
+def walk(args: argparse.Namespace, model: Digits, which: range, c: Tensor | None, scale: float):
+    levels = evenly_spaced(len(model.alpha_bar) - 1, steps(args, model))
+    return model.draw(sampling.seeded(args.seed, which.start, len(which)), levels, step_of(args), c, scale)
+
+
+def test_digits(args: argparse.Namespace, pixels: tuple[float, float] = (0, 1)) -> tuple[Tensor, Tensor]:
+    """The first n digits of the test set that are among --digit."""
+    x, labels = mnist.load(train=False)
+    chosen = torch.isin(labels, torch.tensor(args.digit)).nonzero()[: args.n, 0]
+    return mnist.to_pixels(x[chosen], *pixels).to(args.device), labels[chosen]
+
+
+def noised(args: argparse.Namespace, x: Tensor, sigmas: list[float]) -> list[Tensor]:
+    """z = x + σ ε, the same ε for every σ."""
+    eps = sampling.noise_per_image(sampling.seeded(args.seed, 0, len(x)))(x)
+    return [x + sigma * eps for sigma in sigmas]
+
+
+def sheet(args: argparse.Namespace, x: Tensor) -> Image.Image:
+    return images.grid(x, len(args.digit) if len(args.digit) > 1 else 10)
+
+
+def sigma_grid(columns: list[Tensor], labels: Tensor, says: str) -> Result:
+    x = torch.stack(columns, 1).flatten(0, 1).cpu()
+    picture = images.captioned(images.grid(x, len(columns), zoom=3), [f"sigma {sigma:g}" for sigma in SIGMAS])
+    return Result(x, labels.repeat_interleave(len(columns)), picture, says)
+
+
+def psnr(x: Tensor, wanted: Tensor) -> float:
+    """Mean over images of −10 log10 of the mean squared error, pixels in [0, 1]."""
+    return float((-10 * (x - wanted).square().flatten(1).mean(1).clamp(min=1e-10).log10()).mean())
+
+
+def each_psnr(columns: list[Tensor], x: Tensor) -> str:
+    return "PSNR in dB: " + ", ".join(f"{psnr(column, x):.1f}" for column in columns)
+
+
+def is_picture(args: argparse.Namespace) -> bool:
+    return args.out.suffix == ".png"
+
+
+def save(args: argparse.Namespace, result: Result, settings: dict) -> list[Path]:
+    written = [args.out]
+    if is_picture(args):
+        images.save_png(result.picture, args.out, settings)
+    elif args.out.suffix == ".npz":
+        with files.replaced(args.out) as temporary, open(temporary, "wb") as file:
+            np.savez(file, images=result.images.numpy(), labels=result.labels.numpy(), settings=json.dumps(settings))
+    else:
+        files.save_tensors({"images": result.images, "labels": result.labels}, args.out, settings)
+    if args.gif:
+        written.append(args.out.with_suffix(".gif"))
+        images.save_gif(result.frames, written[-1])
+    return written
+
+
+# ---------------------------------------------------------------------------------------------------------------- arguments
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lesson", nargs="?", default="digits", help="one of " + ", ".join(LESSONS))
+    parser.add_argument("-n", type=int, help="how many images")
+    parser.add_argument("--digit", type=int, nargs="+", default=list(range(10)), help="which digits")
+    parser.add_argument("--model", help="mnist-class, mnist-time, mnist-denoiser, or a file of train.py's")
+    parser.add_argument("--sampler", default="dpm", help="dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃), ddpm-large (β)")
+    parser.add_argument("--steps", type=int, help="steps of the walk: dpm 25, ddim 50, ddpm all levels")
+    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 ... 1")
+    parser.add_argument("--scale", type=float, nargs="+", help="guidance γ: 0 no label, 1 the label, more exaggerates")
+    parser.add_argument("--level", type=int, help="denoise: the noise level to start from")
+    parser.add_argument("--threshold", type=float, nargs="?", const=0.2, default=0.0, help="digits: make pixels below this black (0.2)")
+    parser.add_argument("--seed", type=int, default=137)
+    parser.add_argument("--batch", type=int, default=100, help="images at a time")
+    parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
+    parser.add_argument("--out", type=Path, help="a .png, .safetensors or .npz; default out/LESSON.png")
+    parser.add_argument("--gif", action="store_true", help="digits, denoise: also the walk, as an animation beside --out")
+    args = parser.parse_args(argv)
+
+    if args.lesson not in LESSONS:
+        raise ValueError(f"a lesson is one of {', '.join(LESSONS)}, got {args.lesson!r}")
+    if args.sampler not in DEFAULT_STEPS:
+        raise ValueError(f"--sampler wants one of {', '.join(DEFAULT_STEPS)}, got {args.sampler!r}")
+    if args.n is None:
+        args.n = DEFAULT_N.get(args.lesson, 10)
+    if args.model is None:
+        args.model = MODEL.get(args.lesson)
+    wrong = [d for d in args.digit if not 0 <= d <= 9]
+    if wrong:
+        raise ValueError(f"--digit wants digits from 0 to 9, got {wrong[0]}")
+    for name, low in (("n", 1), ("batch", 1), ("steps", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise ValueError(f"{'-n' if name == 'n' else '--' + name} wants a whole number of at least {low}, got {value}")
+    if args.gif and args.lesson not in ("digits", "denoise"):
+        raise ValueError(f"--gif wants a lesson with a walk (digits, denoise), got {args.lesson}")
+    args.out = args.out or Path("out") / f"{args.lesson}.png"
+    if args.out.suffix not in (".png", *ARRAYS):
+        raise ValueError(f"--out wants a name that ends in .png, .safetensors or .npz, got {args.out}")
+    if is_picture(args) and args.n > 10_000:
+        raise ValueError(f"a picture holds at most 10000 images, got -n {args.n}: write arrays with --out NAME.safetensors")
+    args.device = choose_device(args.device)
+    files.check_writable(args.out)
+    return args
+
+
+@torch.no_grad()
+def main(argv: list[str]) -> int:
+    started = time.monotonic()
+    try:
+        args = arguments(argv)
+        settings = {k: str(v) if isinstance(v, Path | torch.device) else v for k, v in vars(args).items()}
+        result = LESSONS[args.lesson](args)
+        written = save(args, result, settings)
+    except (ValueError, OSError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{result.says}\n{args.model or 'no model'}, seed {args.seed}, {args.device}, {time.monotonic() - started:.1f} s -> {' and '.join(map(str, written))}")
+    if len(argv) == 0:
+        print("next: python sample.py digits --digit 3 --gif, python sample.py guidance, python sample.py denoise")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""Denoisers whose answers are known: the tests' ground truth."""
+
+import pytest
+import torch
+
+from minidiff.diffusion import predict_eps
+
+
+def one_image(mu, alpha_bar):
+    """The ideal denoiser of a data set that is the one image mu: ε = (x_t − √ᾱ_t μ) / √(1 − ᾱ_t)."""
+    return lambda x_t, t: (predict_eps(x_t, mu, alpha_bar[t]), None)
+
+
+def gaussian(var, alpha_bar, v=None):
+    """The ideal denoiser of N(0, var) data: ε = √(1 − ᾱ) / (ᾱ var + 1 − ᾱ) x_t. A formula of its own, not the library's."""
+
+    def denoise(x_t, t):
+        a = float(alpha_bar[t])
+        return (1 - a) ** 0.5 / (a * var + 1 - a) * x_t, None if v is None else torch.full_like(x_t, v)
+
+    return denoise
+
+
+def impulses(count):
+    """Draws for an impulse response: draw i is 1 in batch row i and 0 elsewhere. A linear walk's output variance is then the sum of squares."""
+    rows = iter(torch.eye(count, dtype=torch.float64))
+    return lambda like: next(rows)[:, None, None, None].clone()
+
+
+@pytest.fixture
+def mu():
+    return torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
+
+
+@pytest.fixture
+def x_T():
+    return torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from conftest import one_image
+from torch import nn
+from torch.testing import assert_close
+
+from minidiff.adapters import labelled
+from minidiff.diffusion import eps_from_velocity
+from minidiff.guidance import cfg
+from minidiff.sampling import ddim, last, sample
+from minidiff.schedule import cosine, linear, strided
+
+COSINE = cosine(1000)
+
+
+def constant(eps, v=None):
+    return lambda x_t, t: (torch.full_like(x_t, eps), None if v is None else torch.full_like(x_t, v))
+
+
+@pytest.mark.parametrize(("scale", "eps"), [(0, 2.0), (1, 5.0), (7, 23.0), (-1, -1.0)])
+def test_guidance_goes_from_uncond_past_cond(scale, eps):
+    assert_close(cfg(constant(5.0), constant(2.0), scale)(torch.zeros(1, 1, 2, 2), 3)[0], torch.full((1, 1, 2, 2), eps))
+
+
+def test_guidance_keeps_the_variance_of_the_conditional_branch():
+    assert_close(cfg(constant(5.0, 0.25), constant(2.0, 0.75), 7)(torch.zeros(1, 1, 2, 2), 3)[1], torch.full((1, 1, 2, 2), 0.25))
+
+
+def test_guidance_of_scale_1_never_asks_the_unconditional_denoiser():
+    def forbidden(x_t, t):
+        raise AssertionError("asked")
+
+    eps, _ = cfg(constant(5.0), forbidden, 1)(torch.zeros(1, 1, 2, 2), 3)
+    assert_close(eps, torch.full((1, 1, 2, 2), 5.0))
+
+
+def test_guided_one_image_data_end_in_the_exaggerated_image(mu, x_T):
+    other = torch.flip(mu, [0])
+    guided = cfg(one_image(mu, COSINE), one_image(other, COSINE), 3)
+    assert_close(last(sample(guided, x_T, strided(1000, 40), COSINE, step=ddim(0))), other + 3 * (mu - other), rtol=1e-6, atol=1e-6)
+
+
+class Recorder(nn.Module):
+    def forward(self, x, t, c=None):
+        self.asked = (x, t, c)
+        return x + 1
+
+
+def test_the_network_is_told_the_level_as_a_part_of_T():
+    unet, x = Recorder(), torch.zeros(3, 1, 2, 2)
+    labelled(unet, None, linear(300))(x, 150)
+    assert_close(unet.asked[1], torch.full((3, 1), 0.5))
+    assert unet.asked[2] is None
+
+
+def test_labels_arrive_as_one_hot_rows_and_dropped_ones_as_zeros():
+    unet, x = Recorder(), torch.zeros(2, 1, 2, 2)
+    labelled(unet, torch.tensor([3, 0]), linear(300), classes=4)(x, 1)
+    assert_close(unet.asked[2], torch.tensor([[0.0, 0, 0, 1], [1, 0, 0, 0]]))
+    labelled(unet, None, linear(300), classes=4)(x, 1)
+    assert_close(unet.asked[2], torch.zeros(2, 4))
+
+
+def test_a_network_of_velocities_becomes_a_denoiser_of_noise():
+    x = torch.randn(2, 1, 2, 2)
+    eps, _ = labelled(Recorder(), None, COSINE, target="velocity")(x, 400)
+    assert_close(eps, eps_from_velocity(x, x + 1, COSINE[400]))
+    assert_close(labelled(Recorder(), None, COSINE)(x, 400)[0], x + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [({"c": torch.tensor([4]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([-1]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([1])}, "knows no labels"), ({"c": None, "target": "x"}, "eps, velocity")],
+)
+def test_labels_that_the_network_does_not_know_are_refused(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        labelled(Recorder(), alpha_bar=linear(300), **arguments)

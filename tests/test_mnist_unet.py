@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minidiff.models.mnist_unet import UNet
+
+COUNTS = {32: (495_137, 500_545, 506_817), 64: (1_975_361, 1_996_417, 2_019_201), 128: (7_891_073, 7_974_145, 8_060_673)}
+
+
+@pytest.mark.parametrize("D", COUNTS)
+def test_parameter_counts_are_the_courses(D):
+    with torch.device("meta"):
+        networks = (UNet(D), UNet(D, time=True), UNet(D, time=True, classes=10))
+    assert tuple(sum(p.numel() for p in n.parameters()) for n in networks) == COUNTS[D]
+
+
+def inputs(B):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(B, 1, 28, 28, generator=g), torch.rand(B, 1, generator=g), torch.eye(10)[torch.arange(B) % 10]
+
+
+def settled(*, time=True, classes=10):
+    """A small network whose BatchNorm statistics are neither 0 nor 1, in eval mode."""
+    unet = UNet(8, time, classes)
+    g = torch.Generator().manual_seed(2)
+    for name, buffer in unet.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape, generator=g) + 0.5)
+    return unet.eval()
+
+
+def test_in_eval_mode_image_k_does_not_depend_on_its_batch():
+    unet, (x, t, c) = settled(), inputs(6)
+    with torch.no_grad():
+        together = unet(x, t, c)
+        for k in range(6):
+            assert_close(unet(x[k : k + 1], t[k : k + 1], c[k : k + 1]), together[k : k + 1], rtol=1e-5, atol=1e-5)
+
+
+def reference(unet, x, t, c):
+    """The course's figures once more, from its leaves: every block, skip and condition in its place."""
+    a = unet.enter(x)
+    b = unet.down1(a)
+    d = unet.down2(b)
+    z = unet.unflatten(torch.nn.functional.gelu(d.mean((2, 3), keepdim=True)))
+    z = unet.class1(c)[..., None, None] * z + unet.time1(t)[..., None, None]
+    u1 = unet.up1(torch.cat((d, z), 1))
+    u1 = unet.class2(c)[..., None, None] * u1 + unet.time2(t)[..., None, None]
+    u2 = unet.up2(torch.cat((b, u1), 1))
+    return unet.leave(torch.cat((a, u2), 1))
+
+
+def test_label_scales_and_time_shifts_the_two_places():
+    unet, (x, t, c) = settled(), inputs(3)
+    with torch.no_grad():
+        assert_close(unet(x, t, c), reference(unet, x, t, c))
+
+
+def test_shapes_on_the_way_are_those_of_the_course():
+    unet, (x, t, c), shapes = settled(), inputs(2), {}
+    for name in ("enter", "down1", "down2", "flatten", "unflatten", "up1", "up2", "leave"):
+        unet.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: shapes.update({name: tuple(o.shape[1:])}))
+    unet(x, t, c)
+    assert shapes == {
+        "enter": (8, 28, 28), "down1": (8, 14, 14), "down2": (16, 7, 7), "flatten": (16, 1, 1),
+        "unflatten": (16, 7, 7), "up1": (8, 14, 14), "up2": (8, 28, 28), "leave": (1, 28, 28),
+    }  # fmt: skip
+
+
+def test_each_block_is_convolution_batchnorm_gelu_and_the_output_is_a_bare_convolution():
+    unet = UNet(8)
+    names = [type(m).__name__ for m in unet.modules() if not list(m.children())]
+    assert names[-1] == "Conv2d"
+    body = [n for n in names[:-1] if n != "AvgPool2d"]
+    assert [n for n in body if n == "GELU"] == ["GELU"] * 18  # 13 convolutions down and up, 3 up, unflatten, flatten
+    assert names.count("BatchNorm2d") == 17
+    assert names.count("ConvTranspose2d") == 3
+
+
+def test_time_and_label_change_the_answer():
+    unet, (x, t, c) = settled(), inputs(2)
+    with torch.no_grad():
+        first = unet(x, t, c)
+        for other in (unet(x, t * 0.5, c), unet(x, t, c.roll(1, 1)), unet(x, t, c * 0)):
+            assert float((first - other).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x": torch.zeros(2, 1, 32, 32)}, r"images \(B, 1, 28, 28\), got \(2, 1, 32, 32\)"),
+        ({"x": torch.zeros(2, 3, 28, 28)}, r"got \(2, 3, 28, 28\)"),
+        ({"t": torch.zeros(2)}, r"t of shape \(2, 1\), got \(2,\)"),
+        ({"t": None}, r"t of shape \(2, 1\), got None"),
+        ({"c": torch.zeros(2, 9)}, r"c of shape \(2, 10\), got \(2, 9\)"),
+        ({"c": None}, "got None"),
+    ],
+)
+def test_wrong_shapes_are_refused_and_never_broadcast(change, says):
+    x, t, c = inputs(2)
+    with pytest.raises(ValueError, match=says):
+        settled()(**({"x": x, "t": t, "c": c} | change))
+
+
+def test_the_denoiser_takes_neither_time_nor_label():
+    x, t, c = inputs(2)
+    assert settled(time=False, classes=0)(x).shape == x.shape
+    with pytest.raises(ValueError, match="t of shape None"):
+        settled(time=False, classes=0)(x, t)
