@@ -14,6 +14,7 @@ ood        ... and at the seven sigmas, six of which it never saw
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -91,7 +92,7 @@ def denoise(args: argparse.Namespace) -> Result:
     model = load(args, "time", "class")
     x_0, labels = test_digits(args, model.pixels)
     T = len(model.alpha_bar) - 1
-    t = args.level or T * 2 // 3
+    t = args.level or T // 2
     if not 1 <= t <= T:
         raise ValueError(f"--level must be between 1 and T = {T}, got {t}")
     if steps(args, model) > t:
@@ -106,7 +107,7 @@ def denoise(args: argparse.Namespace) -> Result:
     clip = clip_to(*model.pixels)
     states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, step=step_of(args), clip=clip, noise=noise)]
     shown = states[:: max(1, len(states) // 6)] + ([] if (len(states) - 1) % max(1, len(states) // 6) == 0 else states[-1:])
-    blurred = gaussian_blur(x_t / alpha_bar_t.sqrt(), 9, 1.5)
+    blurred = gaussian_blur(x_t, 9, 1.5)
     columns = [x_0, *(x for _, x in shown), one_step, blurred]
     unit = [images.to_unit(x, *model.pixels).cpu() for x in columns]
     names = ["original", *(f"t = {level}" for level, _ in shown), "one step", "blur"]
@@ -163,7 +164,7 @@ def load(args: argparse.Namespace, *tasks: str) -> Digits:
 
 def steps(args: argparse.Namespace, model: Digits) -> int:
     T = len(model.alpha_bar) - 1
-    full = T if args.lesson != "denoise" else args.level or T * 2 // 3
+    full = T if args.lesson != "denoise" else args.level or T // 2
     return args.steps if args.steps is not None else min(DEFAULT_STEPS[args.sampler] or full, full)
 
 
@@ -257,6 +258,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         args.n = DEFAULT_N.get(args.lesson, 10)
     if args.model is None:
         args.model = MODEL.get(args.lesson)
+    for name in ("scale", "eta", "threshold"):
+        values = getattr(args, name) or [0]
+        for value in values if isinstance(values, list) else [values]:
+            if not math.isfinite(value):
+                raise ValueError(f"--{name} wants finite numbers, got {value}")
     wrong = [d for d in args.digit if not 0 <= d <= 9]
     if wrong:
         raise ValueError(f"--digit wants digits from 0 to 9, got {wrong[0]}")

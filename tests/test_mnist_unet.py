@@ -20,12 +20,17 @@ def inputs(B):
 
 
 def settled(*, time=True, classes=10):
-    """A small network whose BatchNorm statistics are neither 0 nor 1, in eval mode."""
+    """A small network whose BatchNorm has seen data, so that every path carries a signal; in eval mode."""
+    torch.manual_seed(2)
     unet = UNet(8, time, classes)
-    g = torch.Generator().manual_seed(2)
-    for name, buffer in unet.named_buffers():
-        if "running" in name:
-            buffer.copy_(torch.rand(buffer.shape, generator=g) + 0.5)
+    for module in unet.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    x, t, c = inputs(32)
+    with torch.no_grad():
+        unet(x, t if time else None, c if classes else None)
     return unet.eval()
 
 
@@ -53,7 +58,7 @@ def reference(unet, x, t, c):
 def test_label_scales_and_time_shifts_the_two_places():
     unet, (x, t, c) = settled(), inputs(3)
     with torch.no_grad():
-        assert_close(unet(x, t, c), reference(unet, x, t, c))
+        assert_close(unet.double()(x.double(), t.double(), c.double()), reference(unet, x.double(), t.double(), c.double()))
 
 
 def test_shapes_on_the_way_are_those_of_the_course():
@@ -82,7 +87,7 @@ def test_time_and_label_change_the_answer():
     with torch.no_grad():
         first = unet(x, t, c)
         for other in (unet(x, t * 0.5, c), unet(x, t, c.roll(1, 1)), unet(x, t, c * 0)):
-            assert float((first - other).abs().max()) > 1e-6
+            assert float((first - other).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from minidiff import files, images, mnist, pretrained
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
+
+
+def test_tensors_and_their_record_come_back(tmp_path):
+    files.save_tensors(TENSORS, tmp_path / "x.safetensors", {"seed": 1, "pixels": [-1, 1]})
+    tensors, record = files.load_tensors(tmp_path / "x.safetensors")
+    assert record == {"seed": 1, "pixels": [-1, 1]}
+    for name, tensor in TENSORS.items():
+        assert_close(tensors[name], tensor, rtol=0, atol=0)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), files.replaced(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "the disk is full")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def damaged(tmp_path, kind):
+    path = tmp_path / "x.safetensors"
+    files.save_tensors(TENSORS, path, {"seed": 1})
+    data = bytearray(path.read_bytes())
+    if kind == "truncated":
+        data = data[:-5]
+    elif kind == "tampered":
+        data[-3] ^= 1
+    elif kind == "empty":
+        data = b""
+    elif kind == "pickle":
+        data = pickle.dumps({"a": [1.0]})
+    elif kind == "huge header":
+        data[:8] = struct.pack("<Q", 2**60)
+    elif kind == "someone else's":
+        save_file({"a": torch.ones(2)}, path)
+        return path
+    elif kind == "a folder":
+        path.unlink()
+        path.mkdir()
+        return path
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", "no whole safetensors"), ("tampered", "sha256"), ("empty", "no whole safetensors"), ("pickle", "no whole safetensors"),
+        ("huge header", "no whole safetensors"), ("someone else's", "no minidiff settings"), ("a folder", "there is no file"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, says):
+    with pytest.raises(ValueError, match=says) as error:
+        files.load_tensors(damaged(tmp_path, kind))
+    assert "\n" not in str(error.value)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x.png", tmp_path):
+        with pytest.raises(ValueError, match="cannot write"):
+            files.check_writable(path)
+    files.check_writable(tmp_path / "new" / "x.png")
+    assert os.listdir(tmp_path / "new") == []
+
+
+SETTINGS = {"task": "class", "width": 4, "T": 30, "schedule": "linear_to_noise", "target": "velocity", "pixels": [-1, 1], "classes": 10, "scale": 2.0}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "w.safetensors"
+    files.save_tensors(pretrained.build(SETTINGS).unet.state_dict(), path, SETTINGS)
+    return path
+
+
+def test_a_network_comes_back_with_its_schedule_range_and_scale_in_eval_mode(weights):
+    model = pretrained.load_digits(weights, ("class",))
+    assert (len(model.alpha_bar), model.pixels, model.classes, model.target, model.scale) == (31, (-1, 1), 10, "velocity", 2.0)
+    assert not any(m.training for m in model.unet.modules())
+
+
+def rewritten(path, change, settings=SETTINGS):
+    tensors, _ = files.load_tensors(path)
+    change(tensors)
+    files.save_tensors(tensors, path, settings)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "says"),
+    [
+        (lambda t: t["down1.0.0.weight"].fill_(float("nan")), SETTINGS, "not finite .in down1.0.0.weight"),
+        (lambda t: t.pop("down1.0.0.weight"), SETTINGS, "does not hold the network"),
+        (lambda t: t.update(more=torch.ones(1)), SETTINGS, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"width": 8}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"schedule": "square"}, "does not hold the network"),
+        (lambda t: None, {"task": "class"}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"task": "time"}, "kind 'time', wanted class"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_what_they_say_are_refused_in_one_line(weights, change, settings, says):
+    with pytest.raises(ValueError, match=says) as error:
+        pretrained.load_digits(rewritten(weights, change, settings), ("class",))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="mnist-class.*, got 'mnist-clas'"):
+        pretrained.load_digits("mnist-clas", ("class",))
+
+
+def test_pictures_show_pixels_cut_and_never_stretched(tmp_path):
+    x = torch.tensor([[-1.0, 0.0, 1.0, 3.0]]).reshape(1, 1, 1, 4)
+    assert_close(images.to_unit(x).flatten(), torch.tensor([0, 0.5, 1, 1]))
+    images.save_png(images.grid(images.to_unit(x), 1, zoom=1), tmp_path / "x.png", {"seed": 3})
+    picture = Image.open(tmp_path / "x.png")
+    assert [picture.getpixel((i, 0))[0] for i in range(4)] == [0, 128, 255, 255]
+    assert json.loads(picture.text["minidiff"]) == {"seed": 3}
+
+
+def test_an_animation_holds_its_frames(tmp_path):
+    frames = [images.grid(torch.full((1, 1, 4, 4), v), 1) for v in (0.0, 0.5, 1.0)]
+    images.save_gif(frames, tmp_path / "x.gif")
+    assert Image.open(tmp_path / "x.gif").n_frames == 3
+
+
+def test_the_digits_are_the_canonical_ones_and_pixels_span_the_range():
+    x, labels = mnist.load(train=False)
+    assert x.shape == (10_000, 1, 28, 28)
+    assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    pixels = mnist.to_pixels(x[:100])
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert_close(mnist.to_pixels(x[:100], 0, 1), (pixels + 1) / 2)
+
+
+@pytest.mark.parametrize(("state", "says"), [("missing", "is missing"), ("damaged", "is damaged")])
+def test_a_missing_or_damaged_data_file_is_named(tmp_path, state, says):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (mnist.DATA / "MNIST" / "raw").glob("*.gz"):
+        os.link(path, raw / path.name) if path.name[0] != "t10k-labels-idx1-ubyte.gz" else None
+    target = raw / "t10k-labels-idx1-ubyte.gz"
+    target.unlink()
+    if state == "damaged":
+        target.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=f"t10k-labels-idx1-ubyte.gz {says}.*git checkout"):
+        mnist.load(train=False, root=tmp_path)

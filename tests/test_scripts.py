@@ -1,0 +1,306 @@
+"""The two scripts from end to end, small: what they write, what they refuse, and that a run can be killed and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import sample
+import train
+from minidiff.files import load_tensors, save_tensors
+
+HERE = Path(__file__).parent.parent
+SMALL = ["--width", "4", "--limit", "256"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One small run of each task, two epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for task in ("denoiser", "time", "class"):
+        assert train.main([task, *SMALL, "--epochs", "2", "--out", str(folder / task)]) == 0
+    return folder
+
+
+def model(runs, task):
+    return str(runs / task / f"mnist-{task}.safetensors")
+
+
+@pytest.mark.parametrize("task", ["denoiser", "time", "class"])
+def test_a_run_writes_its_curve_its_samples_its_state_and_its_weights(runs, task):
+    assert {p.name for p in (runs / task).iterdir()} == {
+        "loss.csv", "loss.png", "samples-epoch-001.png", "samples-epoch-002.png", "state.safetensors", f"mnist-{task}.safetensors",
+    }  # fmt: skip
+    _, settings = load_tensors(model(runs, task))
+    assert (settings["task"], settings["seed"], settings["epoch"]) == (task, 137, 2)
+    assert len((runs / task / "loss.csv").read_text().splitlines()) == 1 + 2 * (256 // settings["batch"])
+
+
+def test_the_preset_course_is_the_assignment_to_the_letter():
+    for task in ("time", "class"):
+        s = train.COURSE[task]
+        assert (s["T"], s["schedule"], s["lr"], s["batch"], s["epochs"], s["width"], s["target"], s["ema"], s["pixels"]) == (300, "linear", 1e-3, 128, 20, 64, "eps", 0, [0, 1])
+        assert [train.learning_rate(s, step, 468) for step in (0, 467, 468)] == pytest.approx([1e-3, 1e-3, 1e-3 * 0.1 ** (1 / 20)])
+    assert (train.COURSE["class"]["p_uncond"], train.COURSE["class"]["scale"]) == (0.1, 5.0)
+    s = train.COURSE["denoiser"]
+    assert (s["sigma"], s["lr"], s["batch"], s["epochs"], s["width"]) == (0.5, 1e-4, 256, 5, 128)
+    assert train.learning_rate(s, 900, 234) == 1e-4
+
+
+def test_the_course_preset_runs(tmp_path):
+    assert train.main(["class", *SMALL, "--preset", "course", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    _, settings = load_tensors(tmp_path / "mnist-class.safetensors")
+    assert (settings["preset"], settings["schedule"], settings["lr"]) == ("course", "linear", 1e-3)
+
+
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, runs, monkeypatch):
+    """Killed in the second epoch, after a state saved in mid-epoch: bit for bit what the uninterrupted run has."""
+
+    def killed(run, *args):
+        if run.steps == 3:
+            raise KeyboardInterrupt
+        return honest(run, *args)
+
+    honest = train.loss
+    monkeypatch.setattr(train, "loss", killed)
+    command = ["class", *SMALL, "--epochs", "2", "--out", str(tmp_path), "--save-every", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        train.main(command)
+    assert load_tensors(tmp_path / "state.safetensors")[1]["batch"] == 1
+    monkeypatch.setattr(train, "loss", honest)
+    assert train.main([*command, "--resume"]) == 0
+    for name in ("mnist-class.safetensors", "state.safetensors"):
+        one, other = load_tensors(tmp_path / name)[0], load_tensors(runs / "class" / name)[0]
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key], rtol=0, atol=0)
+
+
+def test_label_dropout_drops_a_tenth_of_the_labels_and_each_as_a_whole(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t)))
+    run = train.Run(train.COURSE["class"] | {"width": 1, "seed": 1}, torch.device("cpu"))
+    labels = torch.arange(20_000) % 10
+    train.loss(run, run.model.unet, torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), labels, slice(None))
+    c, t = seen[0]
+    kept = c.sum(1)
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert abs(float(kept.mean()) - 0.9) < 0.01
+    assert_close(c[kept == 1].argmax(1), labels[kept == 1])
+    assert (int(t.min()), int(t.max())) == (1, 300)
+
+
+def test_the_noise_of_training_is_gaussian_and_fresh(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "denoiser_loss", lambda unet, x_0, eps, sigma: seen.append(eps))
+    run = train.Run(train.COURSE["denoiser"] | {"width": 1, "seed": 1}, torch.device("cpu"))
+    for _ in range(2):
+        train.loss(run, run.model.unet, torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.zeros(100), slice(None))
+    assert abs(float(seen[0].mean())) < 0.02
+    assert abs(float(seen[0].std()) - 1) < 0.02
+    assert float(seen[0].min()) < -3
+    assert not torch.equal(*seen)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, capsys):
+    command = ["time", *SMALL, "--epochs", "2", "--out", str(tmp_path)]
+    honest = train.loss
+    monkeypatch.setattr(train, "loss", lambda run, *args: honest(run, *args) * (float("nan") if run.epoch == 1 else 1))
+    assert train.main(command) == 2
+    assert "loss is nan in epoch 2, step 1" in capsys.readouterr().err
+    tensors, record = load_tensors(tmp_path / "state.safetensors")
+    assert record["epoch"] == 1
+    assert all(bool(v.isfinite().all()) for v in tensors.values())
+
+
+def test_batchnorm_trains_with_batch_statistics_and_samples_with_running_ones(runs):
+    tensors, _ = load_tensors(model(runs, "time"))
+    assert float(tensors["enter.0.1.running_mean"].abs().max()) > 0
+    assert not sample.load_digits(model(runs, "time"), ("time",)).unet.training
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["clas"], "a task is one of denoiser, time, class, got 'clas'"),
+        (["class", "--preset", "best"], "--preset wants better or course, got 'best'"),
+        (["class", "--epochs", "0"], "--epochs wants a whole number of at least 1, got 0"),
+        (["class", "--limit", "5"], "--limit wants 256 to 60000 digits, got 5"),
+        (["class", "--device", "toaster"], "got 'toaster'"),
+        (["class", "--resume", "--out", "/nowhere/at/all"], "there is no file /nowhere/at/all/state.safetensors"),
+        (["class", "--banana"], "banana"),
+    ],
+)
+def test_train_refuses_in_one_line_with_exit_code_2(arguments, says, capsys):
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(runs, capsys):
+    assert train.main(["class", *SMALL, "--epochs", "2", "--out", str(runs / "class")]) == 2
+    assert "holds a run: go on with --resume" in capsys.readouterr().err
+    assert train.main(["class", *SMALL, "--epochs", "3", "--out", str(runs / "class"), "--resume"]) == 2
+    assert "has epochs = 2, asked for 3" in capsys.readouterr().err
+
+
+def draw(*arguments):
+    assert sample.main([str(a) for a in arguments]) == 0
+
+
+@pytest.mark.parametrize(
+    ("lesson", "task", "more"),
+    [
+        ("digits", "class", ["--steps", 2, "-n", 20, "--threshold", "--gif"]),
+        ("digits", "time", ["--steps", 2, "-n", 4, "--sampler", "ddpm"]),
+        ("guidance", "class", ["--steps", 2, "--scale", 0, 1, 2]),
+        ("denoise", "time", ["--steps", 3, "-n", 2, "--sampler", "ddim", "--eta", 0.5, "--gif"]),
+        ("denoise", "class", ["--steps", 8, "-n", 2, "--level", 20]),
+        ("noise", None, ["-n", 2]),
+        ("blur", None, ["-n", 2, "--digit", 3]),
+        ("onestep", "denoiser", ["-n", 3]),
+        ("ood", "denoiser", ["-n", 2]),
+    ],
+)
+def test_every_lesson_draws_a_picture_that_says_how_it_was_made(runs, tmp_path, capsys, lesson, task, more):
+    draw(lesson, *(["--model", model(runs, task)] if task else []), *more, "--out", tmp_path / "x.png")
+    assert f"-> {tmp_path / 'x.png'}" in capsys.readouterr().out
+    picture = Image.open(tmp_path / "x.png")
+    assert json.loads(picture.text["minidiff"])["lesson"] == lesson
+    assert max(picture.getextrema()[0]) > 200
+    if "--gif" in more:
+        assert Image.open(tmp_path / "x.gif").n_frames > 1
+
+
+def arrays(runs, tmp_path, *arguments, task="class"):
+    path = tmp_path / "x.safetensors"
+    draw("digits", "--model", model(runs, task), *arguments, "--out", path)
+    tensors, _ = load_tensors(path)
+    return tensors["images"], tensors["labels"]
+
+
+def test_arrays_are_images_in_0_1_and_their_labels(runs, tmp_path):
+    x, labels = arrays(runs, tmp_path, "-n", 23, "--steps", 2)
+    assert x.shape == (23, 1, 28, 28)
+    assert x.dtype == torch.float32
+    assert float(x.min()) >= 0
+    assert float(x.max()) <= 1
+    assert labels.tolist() == [k % 10 for k in range(23)]
+    draw("digits", "--model", model(runs, "class"), "-n", 23, "--steps", 2, "--out", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as file:
+        assert_close(torch.from_numpy(file["images"]), x, rtol=0, atol=0)
+        assert file["labels"].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "ddim", "ddpm", "ddpm-large"])
+def test_the_picture_is_the_same_for_any_batch_size(runs, tmp_path, sampler):
+    more = ("-n", 7, "--steps", 5, "--sampler", sampler, "--scale", 3)
+    x, _ = arrays(runs, tmp_path, *more)
+    y, _ = arrays(runs, tmp_path, *more, "--batch", 3)
+    assert_close(x, y, rtol=0, atol=1e-4)
+    z, _ = arrays(runs, tmp_path, "-n", 3, *more[2:])
+    assert_close(x[:3], z, rtol=0, atol=1e-4)
+
+
+def test_another_seed_draws_other_digits_and_the_same_seed_the_same(runs, tmp_path):
+    x, _ = arrays(runs, tmp_path, "-n", 2, "--steps", 3)
+    assert_close(arrays(runs, tmp_path, "-n", 2, "--steps", 3)[0], x, rtol=0, atol=0)
+    assert not torch.allclose(arrays(runs, tmp_path, "-n", 2, "--steps", 3, "--seed", 138)[0], x, atol=0.1)
+
+
+def test_asked_digits_and_scales_reach_the_network(runs, tmp_path):
+    x, labels = arrays(runs, tmp_path, "-n", 3, "--digit", 8, "--steps", 3, "--scale", 1)
+    assert labels.tolist() == [8, 8, 8]
+    tensors, settings = load_tensors(model(runs, "class"))
+    tensors["class1.0.weight"][:, 8] += 100
+    tensors["class2.0.weight"][:, 8] += 100
+    save_tensors(tensors, tmp_path / "other.safetensors", settings)
+    path = tmp_path / "y.safetensors"
+    for scale, same in ((1, False), (0, True)):
+        command = ("digits", "-n", 3, "--digit", 8, "--steps", 3, "--scale", scale, "--out", path)
+        draw(*command, "--model", tmp_path / "other.safetensors")
+        changed = load_tensors(path)[0]["images"]
+        draw(*command, "--model", model(runs, "class"))
+        assert torch.allclose(changed, load_tensors(path)[0]["images"], atol=1e-5) == same
+
+
+def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
+    x, _ = arrays(runs, tmp_path, "-n", 2, "--steps", 3)
+    y, _ = arrays(runs, tmp_path, "-n", 2, "--steps", 3, "--threshold", 0.3)
+    assert_close(y, torch.where(x < 0.3, 0, x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["digitz"], "a lesson is one of digits, guidance, denoise, noise, blur, onestep, ood, got 'digitz'"),
+        (["digits", "--digit", "12"], "--digit wants digits from 0 to 9, got 12"),
+        (["digits", "--steps", "0"], "--steps wants a whole number of at least 1, got 0"),
+        (["digits", "--steps", "301"], "steps must be between 1 and T = 300, got 301"),
+        (["digits", "--steps", "many"], "many"),
+        (["digits", "-n", "0"], "-n wants a whole number of at least 1, got 0"),
+        (["digits", "-n", "50000"], "a picture holds at most 10000 images, got -n 50000"),
+        (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim, ddpm, ddpm-large, got 'euler'"),
+        (["digits", "--sampler", "ddim", "--eta", "3"], "eta must be in [0, 1], got 3"),
+        (["denoise", "--level", "301"], "--level must be between 1 and T = 300, got 301"),
+        (["digits", "--model", "mnist-nothing"], "got 'mnist-nothing'"),
+        (["digits", "--model", "/no/such.safetensors"], "there is no file /no/such.safetensors"),
+        (["digits", "--out", "x.jpg"], "ends in .png, .safetensors or .npz, got x.jpg"),
+        (["digits", "--out", "/proc/x/y.png"], "cannot write /proc/x/y.png"),
+        (["digits", "--device", "toaster"], "got 'toaster'"),
+        (["noise", "--gif"], "--gif wants a lesson with a walk"),
+        (["digits", "--scale", "nan"], "--scale wants finite numbers, got nan"),
+    ],
+)
+def test_sample_refuses_in_one_line_with_exit_code_2(runs, arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tasks = {"digits": "class", "denoise": "time"}
+    if "--model" not in arguments and arguments[0] in tasks:
+        arguments = [*arguments, "--model", model(runs, tasks[arguments[0]])]
+    assert sample.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_network_of_another_kind_is_refused(runs, capsys, tmp_path):
+    assert sample.main(["onestep", "--model", model(runs, "class"), "--out", str(tmp_path / "x.png")]) == 2
+    assert "kind 'class', wanted denoiser" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing_half_written(runs, capsys, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert sample.main(["noise", "-n", "1", "--out", str(tmp_path / "x.png")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def torchrun(*command):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)], env=environment, capture_output=True, text=True, cwd=HERE)
+
+
+def test_two_processes_train_one_network_and_draw_the_same_images(runs, tmp_path):
+    result = torchrun("train.py", "class", *SMALL, "--epochs", 1, "--out", tmp_path, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    together, alone = load_tensors(tmp_path / "state.safetensors")[0], load_tensors(runs / "class" / "state.safetensors")[0]
+    assert len(together["losses"]) == 2
+    assert_close(together["losses"][0], alone["losses"][0], rtol=0.2, atol=0)
+    result = torchrun("sample.py", "digits", "-n", 5, "--steps", 2, "--model", model(runs, "class"), "--out", tmp_path / "two.safetensors", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    x, labels = arrays(runs, tmp_path, "-n", 5, "--steps", 2)
+    both, _ = load_tensors(tmp_path / "two.safetensors")
+    assert_close(both["images"], x, rtol=0, atol=1e-4)
+    assert both["labels"].tolist() == labels.tolist()
