@@ -148,7 +148,7 @@ def ood(args: argparse.Namespace) -> Result:
 LESSONS = {f.__name__: f for f in (digits, guidance, denoise, noise, blur, onestep, ood)}
 MODEL = {"digits": "mnist-class", "guidance": "mnist-class", "denoise": "mnist-time", "onestep": "mnist-denoiser", "ood": "mnist-denoiser"}
 DEFAULT_N = {"digits": 40, "denoise": 5}
-DEFAULT_STEPS = {"dpm": 25, "ddim": 50, "ddpm": None, "ddpm-large": None}  # None: every level, the full walk
+DEFAULT_STEPS = {"dpm": 20, "ddim": 50, "ddpm": None, "ddpm-large": None}  # None: every level, the full walk
 
 
 # ---------------------------------------------------------------------------------------------------------------- their parts
@@ -238,7 +238,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--digit", type=int, nargs="+", default=list(range(10)), help="which digits")
     parser.add_argument("--model", help="mnist-class, mnist-time, mnist-denoiser, or a file of train.py's")
     parser.add_argument("--sampler", default="dpm", help="dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃), ddpm-large (β)")
-    parser.add_argument("--steps", type=int, help="steps of the walk: dpm 25, ddim 50, ddpm all levels")
+    parser.add_argument("--steps", type=int, help="steps of the walk: dpm 20, ddim 50, ddpm all levels")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 ... 1")
     parser.add_argument("--scale", type=float, nargs="+", help="guidance γ: 0 no label, 1 the label, more exaggerates")
     parser.add_argument("--level", type=int, help="denoise: the noise level to start from")

@@ -153,7 +153,8 @@ class Run:
 
     def count(self, value: float) -> None:
         """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
-        training.update_ema(self.averaged.unet, self.model.unet, min(self.settings["ema"], self.steps / (self.steps + 10)))
+        if self.settings["ema"]:
+            training.update_ema(self.averaged.unet, self.model.unet, min(self.settings["ema"], self.steps / (self.steps + 10)))
         self.steps, self.batch = self.steps + 1, self.batch + 1
         self.losses.append(value)
 

@@ -5,6 +5,7 @@ Paper tags (DDPM, DDIM, CFG, …) are explained at the top of the chapter that u
 
 The names below stand in reading order: a schedule, the algebra on it, the walk, a network, its loss, guidance, adapters, files.
 """
+# ruff: noqa: I001, RUF022, reading order
 
 from minidiff.schedule import cosine, evenly_spaced, linear, linear_to_noise, strided
 from minidiff.diffusion import add_noise, add_more_noise, clip_to, dynamic_threshold, posterior, predict_eps, predict_x0, unclipped

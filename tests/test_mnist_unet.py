@@ -108,7 +108,7 @@ def test_wrong_shapes_are_refused_and_never_broadcast(change, says):
 
 
 def test_the_denoiser_takes_neither_time_nor_label():
-    x, t, c = inputs(2)
+    x, t, _ = inputs(2)
     assert settled(time=False, classes=0)(x).shape == x.shape
     with pytest.raises(ValueError, match="t of shape None"):
         settled(time=False, classes=0)(x, t)

@@ -67,7 +67,7 @@ def test_learned_variance_of_0_and_1_are_beta_tilde_and_beta():
 def test_ddim_with_eta_1_is_ddpm_with_beta_tilde(levels, x_T):
     def walk(step):
         g = torch.Generator().manual_seed(9)
-        noise = lambda like: torch.randn(like.shape, generator=g, dtype=like.dtype)  # noqa: E731
+        noise = lambda like: torch.randn(like.shape, generator=g, dtype=like.dtype)
         return last(sample(gaussian(0.3, COSINE), x_T, levels, COSINE, step=step, noise=noise))
 
     assert_close(walk(ddim(1)), walk(ddpm_step), rtol=1e-9, atol=1e-9)
@@ -110,7 +110,7 @@ def test_dpm_solver_forgets_the_walk_before_when_it_is_used_again(x_T):
 @pytest.mark.parametrize("name", STEPS)
 def test_the_last_step_adds_no_noise_and_gives_the_estimate_itself(name, mu, x_T):
     calls = []
-    noise = lambda like: calls.append(1) or torch.full_like(like, 1e6)  # noqa: E731
+    noise = lambda like: calls.append(1) or torch.full_like(like, 1e6)
     assert_close(last(sample(one_image(mu, COSINE), x_T, [1, 0], COSINE, step=STEPS[name], noise=noise)), mu)
     assert not calls
 

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_evenly_spaced_makes_exactly_that_many_steps_from_T_to_0(steps):
     levels = evenly_spaced(300, steps)
     check_timesteps(levels, 300)
     assert (levels[0], levels[-1], len(levels)) == (300, 0, steps + 1)
-    gaps = [a - b for a, b in zip(levels, levels[1:])]
+    gaps = [a - b for a, b in pairwise(levels)]
     assert max(gaps) - min(gaps) <= 1
 
 
