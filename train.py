@@ -70,6 +70,8 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
         run.load(folder / "state.safetensors")
     elif (folder / "state.safetensors").exists():
         raise ValueError(f"{folder} holds a run: go on with --resume, or name another folder with --out")
+    elif "init" in settings:
+        run.begin_with(Path(settings["init"]))
     check_writable(folder / "state.safetensors")
 
     unet = run.model.unet
@@ -150,6 +152,17 @@ class Run:
         self.epoch = self.batch = self.steps = 0
         self.order: Tensor | None = None  # of the digits in the epoch that is under way
         self.losses: list[float] = []
+
+    def begin_with(self, path: Path) -> None:
+        """Take over another network's layers: the time-conditioned one, say, is the class-conditioned one without its label."""
+        tensors, _ = load_tensors(path)
+        own = self.model.unet.state_dict()
+        shared = {name: tensor for name, tensor in tensors.items() if name in own}
+        wrong = [name for name in shared if shared[name].shape != own[name].shape]
+        if wrong or not shared:
+            raise ValueError(f"--init wants a network of width {self.settings['width']}, {path} has other layers{f' ({wrong[0]})' if wrong else ''}: name another")
+        for model in (self.model, self.averaged):
+            model.unet.load_state_dict(own | shared)
 
     def count(self, value: float) -> None:
         """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
@@ -243,6 +256,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=60_000, help="train on the first N digits only")
     parser.add_argument("--seed", type=int, default=137)
     parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
+    parser.add_argument("--init", type=Path, help="begin with the weights of another network of train.py's, as far as the two have the same layers")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved after each epoch too")
@@ -266,6 +280,7 @@ def main(argv: list[str]) -> int:
         settings = COURSE[args.task] | (BETTER[args.task] if args.preset == "better" else {})
         settings |= {"preset": args.preset, "seed": args.seed, "limit": args.limit}
         settings |= {name: value for name in ("width", "epochs") if (value := getattr(args, name)) is not None}
+        settings |= {"init": str(args.init)} if args.init else {}
         train(settings, args.out, args.resume, choose_device(args.device), args.save_every)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)

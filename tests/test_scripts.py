@@ -83,6 +83,18 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, runs, monke
             assert_close(one[key], other[key], rtol=0, atol=0)
 
 
+def test_a_run_can_begin_with_the_layers_of_another_network(runs, capsys):
+    run = train.Run(train.COURSE["time"] | {"width": 4, "seed": 1}, torch.device("cpu"))
+    run.begin_with(model(runs, "class"))
+    theirs, _ = load_tensors(model(runs, "class"))
+    for mine in (run.model, run.averaged):
+        for name, tensor in mine.unet.state_dict().items():
+            assert_close(tensor, theirs[name], rtol=0, atol=0)
+    assert train.main(["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")]) == 2
+    assert "--init wants a network of width 8" in capsys.readouterr().err
+    assert not (runs / "never").exists()
+
+
 def test_label_dropout_drops_a_tenth_of_the_labels_and_each_as_a_whole(monkeypatch):
     seen = []
     monkeypatch.setattr(train.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t)))
