@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def digits(args: argparse.Namespace) -> Result:
     rank, world = start_processes(args.device)
     mine = range(args.n)[rank * args.n // world : (rank + 1) * args.n // world]
     result, frames = torch.empty(len(mine), 1, 28, 28), []
-    bar = tqdm(total=len(mine) * steps(args, model), unit="image-step", disable=rank > 0, leave=False)
+    steps = len(timesteps(args, model)) - 1
+    bar = tqdm(total=len(mine) * steps, unit="image-step", disable=rank > 0, leave=False)
     for first in range(mine.start, mine.stop, args.batch):
         part = range(first, min(first + args.batch, mine.stop))
         c = labels[part].to(args.device) if labels is not None else None
@@ -74,7 +76,7 @@ def digits(args: argparse.Namespace) -> Result:
     if args.threshold:
         result[result < args.threshold] = 0
     picture = sheet(args, result) if is_picture(args) else None
-    says = f"{args.n} digits, {args.sampler}, {steps(args, model)} steps" + (f", guidance {args.scale[0]:g}" if model.classes else "")
+    says = f"{args.n} digits, {args.sampler}, {steps} steps" + (f", guidance {args.scale[0]:g}" if model.classes else "")
     return Result(result, labels if labels is not None else torch.full((args.n,), -1), picture, says, frames)
 
 
@@ -91,22 +93,17 @@ def denoise(args: argparse.Namespace) -> Result:
     """DDPM algebra on a real digit: jump to level t, then walk back, or jump back in one step, or blur."""
     model = load(args, "time", "class")
     x_0, labels = test_digits(args, model.pixels)
-    T = len(model.alpha_bar) - 1
-    t = args.level or T // 2
-    if not 1 <= t <= T:
-        raise ValueError(f"--level must be between 1 and T = {T}, got {t}")
-    if steps(args, model) > t:
-        raise ValueError(f"--steps must be at most the level, {t}, got {steps(args, model)}")
+    t = start(args, model)
     generators = sampling.seeded(args.seed, 0, len(x_0))
     noise = sampling.noise_per_image(generators)
     alpha_bar_t = model.alpha_bar[t]
     x_t = add_noise(x_0, alpha_bar_t, noise(x_0))
     denoiser = model.denoiser(labels.to(args.device) if model.classes else None, args.scale[0])
     one_step = predict_x0(x_t, denoiser(x_t, t)[0], alpha_bar_t)
-    levels = evenly_spaced(t, steps(args, model))
     clip = clip_to(*model.pixels)
-    states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, step=step_of(args), clip=clip, noise=noise)]
-    shown = states[:: max(1, len(states) // 6)] + ([] if (len(states) - 1) % max(1, len(states) // 6) == 0 else states[-1:])
+    states = [(t, x_t), *sampling.sample(denoiser, x_t, timesteps(args, model), model.alpha_bar, step=step_of(args), clip=clip, noise=noise)]
+    every = max(1, len(states) // 6)
+    shown = [*states[:-1:every], states[-1]]
     blurred = gaussian_blur(x_t, 9, 1.5)
     columns = [x_0, *(x for _, x in shown), one_step, blurred]
     unit = [images.to_unit(x, *model.pixels).cpu() for x in columns]
@@ -114,7 +111,7 @@ def denoise(args: argparse.Namespace) -> Result:
     picture = images.captioned(images.grid(torch.stack(unit, 1).flatten(0, 1), len(columns), zoom=3), names)
     frames = [sheet(args, images.to_unit(x, *model.pixels)) for _, x in states]
     scores = f"PSNR: walk {psnr(unit[-3], unit[0]):.2f} dB, one step {psnr(unit[-2], unit[0]):.2f}, blur {psnr(unit[-1], unit[0]):.2f}"
-    return Result(unit[-3], labels, picture, f"{len(x_0)} test digits from level {t} of {T}. {scores}", frames)
+    return Result(unit[-3], labels, picture, f"{len(x_0)} test digits from level {t} of {len(model.alpha_bar) - 1}. {scores}", frames)
 
 
 def noise(args: argparse.Namespace) -> Result:
@@ -146,8 +143,6 @@ def ood(args: argparse.Namespace) -> Result:
 
 
 LESSONS = {f.__name__: f for f in (digits, guidance, denoise, noise, blur, onestep, ood)}
-MODEL = {"digits": "mnist-class", "guidance": "mnist-class", "denoise": "mnist-time", "onestep": "mnist-denoiser", "ood": "mnist-denoiser"}
-DEFAULT_N = {"digits": 40, "denoise": 5}
 DEFAULT_STEPS = {"dpm": 20, "ddim": 50, "ddpm": None, "ddpm-large": None}  # None: every level, the full walk
 
 
@@ -157,24 +152,37 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 50, "ddpm": None, "ddpm-large": None}  # Non
 def load(args: argparse.Namespace, *tasks: str) -> Digits:
     model = load_digits(args.model, tasks)
     model.unet.to(args.device, memory_format=torch.channels_last)
-    if args.scale is None:
+    if "scale" in args and args.scale is None:
         args.scale = [0, 1, 2, 3, 5, 10] if args.lesson == "guidance" else [model.scale]
     return model
 
 
-def steps(args: argparse.Namespace, model: Digits) -> int:
+def start(args: argparse.Namespace, model: Digits) -> int:
+    """The level where the walk begins: T, or for a digit that is walked back --level."""
     T = len(model.alpha_bar) - 1
-    full = T if args.lesson != "denoise" else args.level or T // 2
-    return args.steps if args.steps is not None else min(DEFAULT_STEPS[args.sampler] or full, full)
+    if args.lesson != "denoise":
+        return T
+    level = T // 2 if args.level is None else args.level
+    if not 1 <= level <= T:
+        raise ValueError(f"--level must be between 1 and T = {T}, got {level}")
+    return level
+
+
+def timesteps(args: argparse.Namespace, model: Digits) -> list[int]:
+    """The levels of the walk, as evenly spaced as --steps asks."""
+    level = start(args, model)
+    steps = args.steps if args.steps is not None else min(DEFAULT_STEPS[args.sampler] or level, level)
+    if not 1 <= steps <= level:
+        raise ValueError(f"--steps must be between 1 and {level}, the level where the walk begins, got {steps}")
+    return evenly_spaced(level, steps)
 
 
 def step_of(args: argparse.Namespace) -> sampling.Step:
     return {"dpm": sampling.dpm_solver(), "ddim": sampling.ddim(args.eta), "ddpm": sampling.ddpm_step, "ddpm-large": sampling.ddpm_large_step}[args.sampler]
 
 
-def walk(args: argparse.Namespace, model: Digits, which: range, c: Tensor | None, scale: float):
-    levels = evenly_spaced(len(model.alpha_bar) - 1, steps(args, model))
-    return model.draw(sampling.seeded(args.seed, which.start, len(which)), levels, step_of(args), c, scale)
+def walk(args: argparse.Namespace, model: Digits, which: range, c: Tensor | None, scale: float) -> Iterator[tuple[int, Tensor]]:
+    return model.draw(sampling.seeded(args.seed, which.start, len(which)), timesteps(args, model), step_of(args), c, scale)
 
 
 def test_digits(args: argparse.Namespace, pixels: tuple[float, float] = (0, 1)) -> tuple[Tensor, Tensor]:
@@ -230,48 +238,48 @@ def save(args: argparse.Namespace, result: Result, settings: dict) -> list[Path]
 
 # ---------------------------------------------------------------------------------------------------------------- arguments
 
+FLAGS = {
+    "-n": {"type": int, "help": "how many images"},
+    "--digit": {"type": int, "nargs": "+", "default": list(range(10)), "help": "which digits"},
+    "--model": {"help": "mnist-class, mnist-time, mnist-denoiser, or a file of train.py's"},
+    "--sampler": {"default": "dpm", "help": "dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃), ddpm-large (β)"},
+    "--steps": {"type": int, "help": "steps of the walk: dpm 20, ddim 50, ddpm all levels"},
+    "--eta": {"type": float, "default": 0.0, "help": "DDIM's noise, 0 ... 1"},
+    "--scale": {"type": float, "nargs": "+", "help": "guidance γ: 0 no label, 1 the label, more exaggerates"},
+    "--level": {"type": int, "help": "the noise level to start from"},
+    "--threshold": {"type": float, "nargs": "?", "const": 0.2, "default": 0.0, "help": "make pixels below this black (0.2)"},
+    "--batch": {"type": int, "default": 100, "help": "images at a time"},
+    "--gif": {"action": "store_true", "help": "also the walk, as an animation beside --out"},
+    "--seed": {"type": int, "default": 137, "help": "of the noise"},
+    "--device": {"help": "cpu, cuda, mps; default: the best there is"},
+    "--out": {"type": Path, "help": "a .png, .safetensors or .npz; default out/LESSON.png"},
+}
+WALK = ["--sampler", "--steps", "--eta", "--scale"]
+TAKES = {  # the flags of each lesson, besides --seed, --device and --out; and its defaults
+    "digits": (["-n", "--digit", "--model", *WALK, "--threshold", "--batch", "--gif"], {"n": 40, "model": "mnist-class"}),
+    "guidance": (["--digit", "--model", *WALK], {"model": "mnist-class", "n": 10}),
+    "denoise": (["-n", "--digit", "--model", *WALK, "--level", "--gif"], {"n": 5, "model": "mnist-time"}),
+    "noise": (["-n", "--digit"], {"n": 10}),
+    "blur": (["-n", "--digit"], {"n": 10}),
+    "onestep": (["-n", "--digit", "--model", "--batch"], {"n": 10, "model": "mnist-denoiser"}),
+    "ood": (["-n", "--digit", "--model"], {"n": 10, "model": "mnist-denoiser"}),
+}
+
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lesson", nargs="?", default="digits", help="one of " + ", ".join(LESSONS))
-    parser.add_argument("-n", type=int, help="how many images")
-    parser.add_argument("--digit", type=int, nargs="+", default=list(range(10)), help="which digits")
-    parser.add_argument("--model", help="mnist-class, mnist-time, mnist-denoiser, or a file of train.py's")
-    parser.add_argument("--sampler", default="dpm", help="dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃), ddpm-large (β)")
-    parser.add_argument("--steps", type=int, help="steps of the walk: dpm 20, ddim 50, ddpm all levels")
-    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 ... 1")
-    parser.add_argument("--scale", type=float, nargs="+", help="guidance γ: 0 no label, 1 the label, more exaggerates")
-    parser.add_argument("--level", type=int, help="denoise: the noise level to start from")
-    parser.add_argument("--threshold", type=float, nargs="?", const=0.2, default=0.0, help="digits: make pixels below this black (0.2)")
-    parser.add_argument("--seed", type=int, default=137)
-    parser.add_argument("--batch", type=int, default=100, help="images at a time")
-    parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    parser.add_argument("--out", type=Path, help="a .png, .safetensors or .npz; default out/LESSON.png")
-    parser.add_argument("--gif", action="store_true", help="digits, denoise: also the walk, as an animation beside --out")
+    lessons = parser.add_subparsers(dest="lesson", metavar="LESSON")
+    for lesson, (flags, defaults) in TAKES.items():
+        sub = lessons.add_parser(lesson)
+        for flag in [*flags, "--seed", "--device", "--out"]:
+            sub.add_argument(flag, **FLAGS[flag])
+        sub.set_defaults(gif=False, **defaults)
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv = ["digits", *argv]
+    if argv[0] not in LESSONS and not argv[0].startswith("-"):
+        raise ValueError(f"a lesson is one of {', '.join(LESSONS)}, got {argv[0]!r}")
     args = parser.parse_args(argv)
-
-    if args.lesson not in LESSONS:
-        raise ValueError(f"a lesson is one of {', '.join(LESSONS)}, got {args.lesson!r}")
-    if args.sampler not in DEFAULT_STEPS:
-        raise ValueError(f"--sampler wants one of {', '.join(DEFAULT_STEPS)}, got {args.sampler!r}")
-    if args.n is None:
-        args.n = DEFAULT_N.get(args.lesson, 10)
-    if args.model is None:
-        args.model = MODEL.get(args.lesson)
-    for name in ("scale", "eta", "threshold"):
-        values = getattr(args, name) or [0]
-        for value in values if isinstance(values, list) else [values]:
-            if not math.isfinite(value):
-                raise ValueError(f"--{name} wants finite numbers, got {value}")
-    wrong = [d for d in args.digit if not 0 <= d <= 9]
-    if wrong:
-        raise ValueError(f"--digit wants digits from 0 to 9, got {wrong[0]}")
-    for name, low in (("n", 1), ("batch", 1), ("steps", 1), ("seed", 0)):
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise ValueError(f"{'-n' if name == 'n' else '--' + name} wants a whole number of at least {low}, got {value}")
-    if args.gif and args.lesson not in ("digits", "denoise"):
-        raise ValueError(f"--gif wants a lesson with a walk (digits, denoise), got {args.lesson}")
+    check(args)
     args.out = args.out or Path("out") / f"{args.lesson}.png"
     if args.out.suffix not in (".png", *ARRAYS):
         raise ValueError(f"--out wants a name that ends in .png, .safetensors or .npz, got {args.out}")
@@ -280,6 +288,20 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.device = choose_device(args.device)
     files.check_writable(args.out)
     return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number out of its range."""
+    values = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items() if value is not None}
+    for name, low, high in (("n", 1, math.inf), ("batch", 1, math.inf), ("steps", 1, math.inf), ("seed", 0, math.inf), ("digit", 0, 9), ("threshold", 0, 1)):
+        for value in values.get(name, []):
+            if not low <= value <= high:
+                raise ValueError(f"{'-' if name == 'n' else '--'}{name} wants {f'{low} to {high}' if high < math.inf else f'at least {low}'}, got {value}")
+    for value in values.get("scale", []):
+        if not math.isfinite(value):
+            raise ValueError(f"--scale wants finite numbers, got {value}")
+    if "sampler" in values and args.sampler not in DEFAULT_STEPS:
+        raise ValueError(f"--sampler wants one of {', '.join(DEFAULT_STEPS)}, got {args.sampler!r}")
 
 
 @torch.no_grad()
@@ -293,7 +315,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    print(f"{result.says}\n{args.model or 'no model'}, seed {args.seed}, {args.device}, {time.monotonic() - started:.1f} s -> {' and '.join(map(str, written))}")
+    print(f"{result.says}\n{getattr(args, 'model', 'no model')}, seed {args.seed}, {args.device}, {time.monotonic() - started:.1f} s -> {' and '.join(map(str, written))}")
     if len(argv) == 0:
         print("next: python sample.py digits --digit 3 --gif, python sample.py guidance, python sample.py denoise")
     return 0

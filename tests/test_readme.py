@@ -31,7 +31,7 @@ def test_every_link_leads_to_a_file_and_every_chapter_is_named():
         assert path.name == "__init__.py" or f"minidiff/{path.name})" in TEXT, path.name
 
 
-@pytest.mark.parametrize("line", re.findall(r"^(?:torchrun --nproc_per_node=2|python) ((?:sample|train)\.py .*?)\s*(?:#.*)?$", TEXT, re.M))
+@pytest.mark.parametrize("line", re.findall(r"^(?:torchrun --nproc_per_node=2|python) ((?:sample|train)\.py .*?)\s*(?:#.*)?$", TEXT, re.MULTILINE))
 def test_every_command_is_one_that_the_scripts_take(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script, *arguments = shlex.split(line)
@@ -39,7 +39,7 @@ def test_every_command_is_one_that_the_scripts_take(line, tmp_path, monkeypatch)
 
 
 def test_the_ten_lines_draw_two_digits():
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    code = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
     assert len([line for line in code.splitlines() if line]) <= 12
     names = {}
     exec(code.replace("evenly_spaced(300, 20)", "evenly_spaced(300, 4)"), names)  # noqa: S102, the same with fewer steps
