@@ -3,7 +3,7 @@ import torch
 from conftest import gaussian, impulses, one_image
 from torch.testing import assert_close
 
-from minidiff.diffusion import clip_to
+from minidiff.diffusion import clip_to, predict_eps
 from minidiff.sampling import ddim, ddpm_large_step, ddpm_step, dpm_solver, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, evenly_spaced, linear, strided
 
@@ -89,6 +89,33 @@ def test_dpm_solver_is_second_order_and_ddim_first():
     assert 3.4 < error(dpm_solver(), 20) / error(dpm_solver(), 40) < 4.6
     assert 1.8 < error(ddim(0), 20) / error(ddim(0), 40) < 2.2
     assert error(dpm_solver(), 40) < error(ddim(0), 40) / 10
+
+
+def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction_makes_room_for_it():
+    """By hand, at ᾱ_t = 0.36 and ᾱ_t′ = 0.64: β̃ = (0.36/0.64)(1 − 0.36/0.64) = 0.24609375."""
+    a, b = torch.tensor(0.36).double(), torch.tensor(0.64).double()
+    one = torch.ones(1, 1, 1, 1).double()
+    zero = 0 * one
+
+    def step(x, eps, z):
+        return float(ddim(0.5)(x, eps, None, a, b, noise=lambda like: z * one))
+
+    sigma = 0.5 * 0.24609375**0.5
+    assert step(zero, zero, 1.0) == pytest.approx(sigma, rel=1e-12)
+    # pure noise, x_0 = 0: x_t = √(1 − ᾱ_t) ε, and what comes out is √(1 − ᾱ_t′ − σ²) ε
+    assert step(0.8 * one, one, 0.0) == pytest.approx((0.36 - sigma**2) ** 0.5, rel=1e-12)
+
+
+def test_dpm_solver_extrapolates_x0_to_the_middle_of_an_uneven_step():
+    """Three levels with λ at −1, 0 and 3: after a step of 1, the middle of a step of 3 is 1.5 ahead: D = x_0 + 1.5 (x_0 − x_0,before)."""
+    lam = torch.tensor([3.0, 0.0, -1.0]).double()
+    alpha_bar = torch.cat([torch.ones(1).double(), torch.sigmoid(2 * lam)])  # ᾱ = 1/(1 + e^−2λ)
+    answers = {3: 0.2, 2: 0.5}
+    denoise = lambda x, t: (predict_eps(x, answers[t], alpha_bar[t]), None)
+    states = dict(sample(denoise, torch.ones(1, 1, 1, 1).double(), [3, 2, 1], alpha_bar, step=dpm_solver()))
+    sigma = (1 - alpha_bar).sqrt()
+    D = 0.5 + 1.5 * (0.5 - 0.2)
+    assert_close(states[1], sigma[1] / sigma[2] * states[2] + alpha_bar[1].sqrt() * (1 - torch.exp(torch.tensor(-3.0).double())) * D)
 
 
 def test_the_first_and_the_last_step_of_dpm_solver_are_ddim_steps(x_T):
