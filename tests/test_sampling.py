@@ -93,7 +93,7 @@ def test_dpm_solver_is_second_order_and_ddim_first():
 
 def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction_makes_room_for_it():
     """By hand, at ᾱ_t = 0.36 and ᾱ_t′ = 0.64: β̃ = (0.36/0.64)(1 − 0.36/0.64) = 0.24609375."""
-    a, b = torch.tensor(0.36).double(), torch.tensor(0.64).double()
+    a, b = torch.tensor([0.36, 0.64], dtype=torch.float64)
     one = torch.ones(1, 1, 1, 1).double()
     zero = 0 * one
 
