@@ -2,8 +2,8 @@
 
 Ask several denoisers about the same image, and walk along a combination of their answers. There are two ways to combine:
 
-    anagram   ε = Σ_i w_i A_i⁻¹ ε_i(A_i x_t),  Σ w_i = 1        every prompt has its own view A_i of the image         (VA section 3.2)
-    hybrid    ε = Σ_i f_i(ε_i(x_t)),           Σ f_i = identity   every prompt draws one part f_i: coarse, fine, colour  (FD section 3.2)
+    anagram   ε = Σ_i w_i A_i⁻¹ ε_i(A_i x_t),  Σ w_i = 1        every prompt has its own view A_i of the image         (VA)
+    hybrid    ε = Σ_i f_i(ε_i(x_t)),           Σ f_i = identity   every prompt draws one part f_i: coarse, fine, colour  (FD)
 
 A network knows images plus N(0, I) noise, so a view has to carry N(0, I) to N(0, I): it is linear and orthogonal. Ours move whole
 pixels and may change their sign. ε is moved back the same way. v is a share between two variances, which know no sign: it is
@@ -172,7 +172,7 @@ def view(name: str, seed: int = 0) -> View:
 
 
 def anagram(denoisers: Sequence[Denoiser], views: Sequence[View], weights: Sequence[float] | None = None, alternate: Sequence[int] | None = None) -> Denoiser:
-    """One image that denoiser i sees through view i: ε = Σ w_i A_i⁻¹ ε_i(A_i x_t), and v = Σ w_i permuted back (VA section 3.2).
+    """One image that denoiser i sees through view i: ε = Σ w_i A_i⁻¹ ε_i(A_i x_t), and v = Σ w_i v_i, permuted back (VA, method).
 
     weights:   one a view, >= 0, scaled to sum 1; more for a prompt that is lost. None: equal
     alternate: the levels of the walk; at each level one view is asked, in turn, in place of the mean of all: the price of one
@@ -201,7 +201,7 @@ def anagram(denoisers: Sequence[Denoiser], views: Sequence[View], weights: Seque
 
 
 def factorised(denoisers: Sequence[Denoiser], parts: Sequence[Part]) -> Denoiser:
-    """Denoiser i draws part i: ε = Σ f_i(ε_i), and v is the mean of theirs (FD section 3.2).
+    """Denoiser i draws part i: ε = Σ f_i(ε_i), and v is the mean of theirs (FD, method).
 
     Raises ValueError unless there is one part for each denoiser; when first called, if the parts do not sum to the identity.
     """
@@ -254,7 +254,7 @@ def grey(x: Tensor) -> Tensor:
 
 
 def hybrid(far: Denoiser, near: Denoiser, low_pass: Part) -> Denoiser:
-    """One prompt from afar, one near by: low(ε_far) + ε_near − low(ε_near) (FD section 3.3). A wider blur favours `near`."""
+    """One prompt from afar, one near by: low(ε_far) + ε_near − low(ε_near) (FD, hybrid images). A wider blur favours `near`."""
     return factorised([far, near], bands(low_pass))
 
 
