@@ -1,7 +1,9 @@
 """Pictures and masks: every kind of file gives the pixels that a viewer shows, and what is no picture is refused in one sentence."""
 
+import runpy
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff.pictures import fitted, mask, read
+
+PICTURES = Path(__file__).parent.parent / "data" / "pictures"
 
 
 def quarters(size=(4, 4), mode="RGB"):
@@ -157,3 +161,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "nothing.png", tmp_path):
         with pytest.raises(ValueError, match="there is no picture .*: check the path"):
             read(path, (4, 4))
+
+
+def test_every_shipped_picture_is_what_its_script_draws_and_has_a_source_and_a_licence():
+    listed = (PICTURES / "README.md").read_text()
+    made = runpy.run_path(str(PICTURES / "make.py"))
+    for name, drawing in {"tower": "tower", "apple": "apple", "drawing-house": "house", "drawing-three": "three"}.items():
+        drawn = made[drawing]()
+        assert_close(read(PICTURES / f"{name}.png", (32, 32), 3, 0, 1), fitted(drawn, (32, 32)), atol=0.06, rtol=0)
+    for path in PICTURES.glob("*.png"):
+        assert f"| `{path.name}` |" in listed
