@@ -113,6 +113,10 @@ def test_jigsaw_pieces_interlock_so_their_squares_do_not_move_as_one():
     seen = view("jigsaw", seed=2).apply(square)
     assert not any(torch.equal(seen, square.rot90(k, (-2, -1))) for k in range(4))
     assert max(float((seen * square.rot90(k, (-2, -1))).sum()) for k in range(4)) > 0.8 * 256  # knobs are small
+    corner = torch.zeros(1, 1, 64, 64)
+    corner[..., 8, [4, 18]] = 1  # its middle, and the knob that it has in its neighbour's square
+    for seed in range(5):
+        assert any(torch.equal(view("jigsaw", seed).apply(corner), corner.rot90(k, (-2, -1))) for k in range(4))
 
 
 @pytest.mark.parametrize(
