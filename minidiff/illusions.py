@@ -182,8 +182,8 @@ def anagram(denoisers: Sequence[Denoiser], views: Sequence[View], weights: Seque
     w = [1.0] * n if weights is None else list(weights)
     if len(denoisers) != n or n == 0:
         raise ValueError(f"got {len(denoisers)} prompts and {n} views: give one view for each prompt")
-    if len(w) != n or min(w) < 0 or sum(w) <= 0 or (weights is not None and alternate is not None):
-        raise ValueError(f"weights must be {n} numbers >= 0 that are not all 0, and only without `alternate`; got {w}: leave them out for equal parts")
+    if len(w) != n or not all(weight >= 0 for weight in w) or not 0 < sum(w) < math.inf or (weights is not None and alternate is not None):
+        raise ValueError(f"weights must be {n} finite numbers >= 0 that are not all 0, and only without `alternate`; got {w}: leave them out for equal parts")
     check = cache(lambda shape: [view.check(shape) for view in views])
     position = {t: i for i, t in enumerate(alternate or ())}
 

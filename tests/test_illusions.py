@@ -209,9 +209,11 @@ def test_a_view_shows_noise_as_noise(name):
     "count, options, message",
     [
         (1, {}, "got 1 prompts and 2 views"),
-        (2, {"weights": [1]}, "weights must be 2 numbers"),
-        (2, {"weights": [1, -1]}, "weights must be 2 numbers"),
-        (2, {"weights": [0, 0]}, "weights must be 2 numbers"),
+        (2, {"weights": [1]}, "weights must be 2 finite numbers"),
+        (2, {"weights": [1, -1]}, "weights must be 2 finite numbers"),
+        (2, {"weights": [1, float("nan")]}, "weights must be 2 finite numbers"),
+        (2, {"weights": [1, float("inf")]}, "weights must be 2 finite numbers"),
+        (2, {"weights": [0, 0]}, "weights must be 2 finite numbers"),
         (2, {"weights": [1, 2], "alternate": [1, 0]}, "only without `alternate`"),
     ],
 )
