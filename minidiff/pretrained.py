@@ -48,6 +48,10 @@ class Digits:
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
+    def network(self, x_t: Tensor, t: int, c: Tensor | None) -> tuple[Tensor, None]:
+        """The network with its labels beside the images, as `one_forward` wants it: (B,) int64, −1 for none."""
+        return labelled(self.unet, c, self.alpha_bar, self.classes, self.target)(x_t, t)
+
     def denoiser(self, c: Tensor | None = None, scale: float = 1) -> Denoiser:
         """Labels (B,), or None for none -> a denoiser, guided when scale is not 1."""
         uncond = labelled(self.unet, None, self.alpha_bar, self.classes, self.target)

@@ -70,7 +70,7 @@ def test_a_network_of_velocities_becomes_a_denoiser_of_noise():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [({"c": torch.tensor([4]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([-1]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([1])}, "knows no labels"), ({"c": None, "target": "x"}, "eps, velocity")],
+    [({"c": torch.tensor([4]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([-2]), "classes": 4}, "between 0 and 3, or -1 for none"), ({"c": torch.tensor([1])}, "knows no labels"), ({"c": None, "target": "x"}, "eps, velocity")],
 )
 def test_labels_that_the_network_does_not_know_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):

@@ -23,6 +23,11 @@ MAY_IMPORT = {
     "sampling": {"denoiser", "diffusion", "schedule"},
     "training": {"diffusion"},
     "guidance": {"denoiser"},
+    "illusions": {"denoiser"},
+    "editing": {"denoiser", "diffusion", "sampling", "schedule"},
+    "one_forward": {"denoiser"},
+    "pictures": set(),
+    "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "models.mnist_unet", "sampling", "schedule"},
 }

@@ -1,0 +1,43 @@
+"""Animations of views: where they begin, where they end, and what is half way."""
+
+import pytest
+import torch
+from formulas import images
+from torch.testing import assert_close
+
+from minidiff.illusions import view, views
+from minidiff.images import under_way
+
+
+def pixels(canvas, H, zoom):
+    """The H x H image in the middle of a canvas, one pixel a square."""
+    first = (canvas.shape[-1] - H * zoom) // 2 + zoom // 2
+    return canvas[..., first : first + H * zoom : zoom, first : first + H * zoom : zoom]
+
+
+@pytest.mark.parametrize("name", views())
+def test_a_view_under_way_begins_with_the_picture_and_ends_with_what_the_view_shows(name):
+    x, A = images(2, 3, 8, 8) / 2 + 0.5, view(name)
+    assert under_way(x, A, 0).shape == (2, 3, 48, 48)  # 8 · √2 = 11.3
+    assert torch.equal(pixels(under_way(x, A, 0), 8, 4), x)
+    shown = A.apply(2 * x - 1) / 2 + 0.5
+    assert_close(pixels(under_way(x, A, 1), 8, 4), shown)
+
+
+def test_half_of_half_a_turn_is_a_quarter_turn():
+    x = images(1, 1, 8, 8) / 2 + 0.5
+    half = pixels(under_way(x, view("rot180"), 0.5), 8, 4)
+    assert any(torch.equal(half, x.rot90(k, (-2, -1))) for k in (1, -1))
+
+
+def test_the_middle_pixel_of_an_odd_image_has_no_angle_and_stays_a_number():
+    x = images(1, 1, 7, 7) / 2 + 0.5
+    assert_close(pixels(under_way(x, view("rot90"), 1), 7, 4), x.rot90(1, (-2, -1)))
+    assert under_way(x, view("rot90"), 0.5).isfinite().all()
+
+
+def test_a_mirror_image_folds_on_its_axis_and_a_negative_is_grey_half_way():
+    x = images(1, 1, 8, 8) / 2 + 0.5
+    folded = under_way(x, view("vflip"), 0.5, paper=-1.0)
+    assert (folded[0, 0].amax(1) >= 0).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
+    assert_close(pixels(under_way(x, view("negate"), 0.5), 8, 4), torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64))
