@@ -1,6 +1,6 @@
 """Files that are whole or not there: atomic writing, and safetensors that are checked before they are believed.
 
-A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and in it the sha256 of the tensors' bytes.
+A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256", the digest of that record and of all tensors: a file that was changed is not believed.
 """
 
 import errno
@@ -51,7 +51,8 @@ def check_writable(path: str | Path) -> None:
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
     """Write a safetensors file with a JSON record in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"minidiff": json.dumps(record | {"sha256": _digest(tensors)})}
+    text = json.dumps(record)
+    metadata = {"minidiff": text, "sha256": _digest(tensors, text)}
     with replaced(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -69,14 +70,13 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} is no whole safetensors file ({error}): get it again") from None
     if "minidiff" not in metadata:
         raise ValueError(f"{path} holds no minidiff settings: it wants a file written by train.py")
-    record = json.loads(metadata["minidiff"])
-    if record.pop("sha256", None) != _digest(tensors):
+    if metadata.get("sha256") != _digest(tensors, metadata["minidiff"]):
         raise ValueError(f"{path} was changed after it was written (its sha256 is wrong): get it again")
-    return tensors, record
+    return tensors, json.loads(metadata["minidiff"])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], record: str) -> str:
+    digest = hashlib.sha256(record.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

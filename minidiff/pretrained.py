@@ -64,10 +64,11 @@ class Digits:
         return sample(self.denoiser(c, scale), x, timesteps, self.alpha_bar, step=step, clip=clip_to(*self.pixels), noise=noise)
 
 
-def build(settings: dict) -> Digits:
+def build(settings: dict, device: str = "cpu") -> Digits:
     """An untrained network from the settings of a run (see train.py for their names)."""
     task, classes = settings["task"], settings.get("classes", 0)
-    unet = UNet(settings["width"], time=task != "denoiser", classes=classes)
+    with torch.device(device):
+        unet = UNet(settings["width"], time=task != "denoiser", classes=classes)
     alpha_bar = None if task == "denoiser" else SCHEDULES[settings["schedule"]](settings["T"])
     return Digits(task, unet, alpha_bar, tuple(settings["pixels"]), classes, settings.get("target", "image"), settings.get("scale", 1))
 
@@ -89,8 +90,8 @@ def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
     if settings.get("task") not in tasks:
         raise ValueError(f"{path} holds a network of kind {settings.get('task')!r}, wanted {' or '.join(tasks)}: choose another with --model")
     try:
-        model = build(settings)
-        model.unet.load_state_dict(tensors)
+        model = build(settings, "meta")  # names and shapes alone: nothing is allocated before they fit
+        model.unet.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold the network that its settings describe ({str(error).splitlines()[-1].strip()}): get it again") from None
     for key, tensor in tensors.items():

@@ -40,6 +40,8 @@ def damaged(tmp_path, kind):
         data = data[:-5]
     elif kind == "tampered":
         data[-3] ^= 1
+    elif kind == "tampered settings":
+        data = data.replace(b'seed\\": 1', b'seed\\": 2')
     elif kind == "empty":
         data = b""
     elif kind == "pickle":
@@ -60,7 +62,7 @@ def damaged(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("truncated", "no whole safetensors"), ("tampered", "sha256"), ("empty", "no whole safetensors"), ("pickle", "no whole safetensors"),
+        ("truncated", "no whole safetensors"), ("tampered", "sha256"), ("tampered settings", "sha256"), ("empty", "no whole safetensors"), ("pickle", "no whole safetensors"),
         ("huge header", "no whole safetensors"), ("someone else's", "no minidiff settings"), ("a folder", "there is no file"),
     ],
 )  # fmt: skip
@@ -109,6 +111,7 @@ def rewritten(path, change, settings=SETTINGS):
         (lambda t: t.pop("down1.0.0.weight"), SETTINGS, "does not hold the network"),
         (lambda t: t.update(more=torch.ones(1)), SETTINGS, "does not hold the network"),
         (lambda t: None, SETTINGS | {"width": 8}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"width": 10**7}, "does not hold the network"),
         (lambda t: None, SETTINGS | {"schedule": "square"}, "does not hold the network"),
         (lambda t: None, {"task": "class"}, "does not hold the network"),
         (lambda t: None, SETTINGS | {"task": "time"}, "kind 'time', wanted class"),
