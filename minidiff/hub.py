@@ -158,29 +158,17 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
 
 
 def read(weights: Weights, names: list[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped: no copy is made.
-
-    Raises ValueError for a name that the files do not have.
-    """
+    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped: no copy is made."""
     tensors = {}
-    for file in {_stored(weights, name).file for name in names}:
+    for file in {weights[name].file for name in names}:
         with safe_open(file, framework="pt") as f:
             tensors |= {name: f.get_tensor(weights[name].key) for name in names if weights[name].file == file}
             tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items() if dtype is not None}
     return tensors
 
 
-def _stored(weights: Weights, name: str) -> Stored:
-    if name not in weights:
-        raise ValueError(f"the files have no tensor {name}: take the weights that belong to this config.json")
-    return weights[name]
-
-
-def load(network: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """Give a network that was built on "meta" its weights, in evaluation mode. Names and shapes must be exactly the network's.
-
-    Raises ValueError that names the first missing, unexpected or wrongly shaped tensor, before anything is read.
-    """
+def check(network: nn.Module, weights: Weights) -> None:
+    """Raises ValueError that names the first missing, unexpected or wrongly shaped tensor, before any is read."""
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     for problem, names in (("lack", wanted.keys() - weights.keys()), ("have, unexpected,", weights.keys() - wanted.keys())):
         if names:
@@ -188,6 +176,11 @@ def load(network: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
     for name, shape in wanted.items():
         if weights[name].shape != shape:
             raise ValueError(f"{name} is {weights[name].shape} in the file, {shape} in the network: take the weights that belong to this config.json")
+
+
+def load(network: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """Give a network that was built on "meta" its weights, in evaluation mode. Raises ValueError unless `check` passes."""
+    check(network, weights)
     tensors = {}
     for names in _portions(weights):
         tensors |= read(weights, names, dtype)

@@ -163,6 +163,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def on_meta(config: dict) -> T5Encoder:
+    """The encoder without its weights: to check a file by, or to be filled."""
+    with torch.device("meta"):
+        return T5Encoder(config)
+
+
 @torch.no_grad()
 def stream(
     config: dict, ids: Tensor, mask: Tensor | None, read: Callable[[list[str]], dict[str, Tensor]], progress: Callable[[Iterable[int]], Iterable[int]] = iter
@@ -172,8 +178,7 @@ def stream(
     read:     names of tensors -> tensors, in the dtype to compute in (or memory-mapped as they are)
     progress: wraps the counting of blocks, like tqdm
     """
-    with torch.device("meta"):
-        encoder = T5Encoder(config)
+    encoder = on_meta(config)
     encoder.check_ids(ids)
 
     def filled(module: nn.Module, name: str) -> nn.Module:
