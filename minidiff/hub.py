@@ -9,7 +9,7 @@ at no time much more lies in memory than the weights that are kept. Next: deepfl
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,13 +157,25 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
         raise ValueError(f"{file} is no whole safetensors file ({error}): delete it and get it again") from None
 
 
-def read(weights: Weights, names: list[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped: no copy is made."""
-    tensors = {}
-    for file in {weights[name].file for name in names}:
-        with safe_open(file, framework="pt") as f:
-            tensors |= {name: f.get_tensor(weights[name].key) for name in names if weights[name].file == file}
-            tensors |= {name: tensor.to(dtype) for name, tensor in tensors.items() if dtype is not None}
+def read(weights: Weights, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped: no copy is made.
+
+    What is mapped counts as memory until its file is closed. So files are opened anew for every AT_ONCE bytes, the largest tensors
+    first: when most of the memory is taken, what is mapped besides is small.
+    """
+    tensors, portion, size = {}, [], 0
+    names = sorted(names, key=lambda name: -weights[name].bytes)
+    for name, following in zip(names, [*names[1:], None]):
+        portion.append(name)
+        size += weights[name].bytes
+        if following is None or size + weights[following].bytes > AT_ONCE:
+            for file in {weights[name].file for name in portion}:
+                with safe_open(file, framework="pt") as f:
+                    for name in (name for name in portion if weights[name].file == file):
+                        tensor = f.get_tensor(weights[name].key)
+                        tensors[name] = tensor if dtype is None else tensor.to(dtype)
+                        del tensor
+            portion, size = [], 0
     return tensors
 
 
@@ -181,21 +193,5 @@ def check(network: nn.Module, weights: Weights) -> None:
 def load(network: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """Give a network that was built on "meta" its weights, in evaluation mode. Raises ValueError unless `check` passes."""
     check(network, weights)
-    tensors = {}
-    for names in _portions(weights):
-        tensors |= read(weights, names, dtype)
-    network.load_state_dict(tensors, strict=True, assign=True)
+    network.load_state_dict(read(weights, weights, dtype), strict=True, assign=True)
     return network.requires_grad_(False).eval()
-
-
-def _portions(weights: Weights) -> Iterator[list[str]]:
-    """Names in portions of AT_ONCE bytes, the largest first: when most of the memory is taken, what is mapped besides is small."""
-    names, size = [], 0
-    for name in sorted(weights, key=lambda name: -weights[name].bytes):
-        if names and size + weights[name].bytes > AT_ONCE:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += weights[name].bytes
-    if names:
-        yield names

@@ -84,10 +84,27 @@ def test_a_loaded_network_is_ready_and_nothing_is_left_on_meta():
     assert {(p.device.type, p.dtype, p.requires_grad) for p in unet.parameters()} == {("cpu", torch.bfloat16, False)}
 
 
-def test_portions_hold_everything_once_and_the_largest_come_first():
-    weights = {f"w{i}": hub.Stored(GOLDEN, f"w{i}", (1,), size) for i, size in enumerate([5, 2**25, 2**23, 2**23, 2**23, 7])}
-    portions = list(hub._portions(weights))
-    assert portions == [["w1"], ["w2", "w3"], ["w4", "w5", "w0"]]
+def test_files_are_opened_anew_for_every_portion_and_the_largest_tensors_come_first(tmp_path, monkeypatch):
+    opened = []
+
+    class Opened:
+        def __init__(self, file, framework):
+            opened.append([])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def get_tensor(self, key):
+            opened[-1].append(key)
+            return torch.zeros(1)
+
+    monkeypatch.setattr(hub, "safe_open", Opened)
+    weights = {f"w{i}": hub.Stored(tmp_path, f"w{i}", (1,), size) for i, size in enumerate([5, 2**25, 2**23, 2**23, 2**23, 7])}
+    assert set(hub.read(weights, weights)) == set(weights)
+    assert opened == [["w1"], ["w2", "w3"], ["w4", "w5", "w0"]]
 
 
 REFUSALS = {

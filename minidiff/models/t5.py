@@ -186,12 +186,12 @@ def stream(
         module.load_state_dict({key.removeprefix(f"{name}."): weight for key, weight in weights.items()}, assign=True)
         return module
 
-    x = at_least_float32(filled(encoder.shared, "shared")(ids))
+    x, bias = at_least_float32(filled(encoder.shared, "shared")(ids)), None
     encoder.shared = None
     for i in progress(range(len(encoder.encoder.block))):
-        block = filled(encoder.encoder.block[i], f"encoder.block.{i}")
-        if i == 0:
-            bias = encoder.bias(ids, mask)
-        x = block(x, bias)
-        encoder.encoder.block[i] = nn.Identity()  # lets go of the block
+        filled(encoder.encoder.block[i], f"encoder.block.{i}")
+        if bias is None:
+            bias = encoder.bias(ids, mask)  # from block 0's table
+        x = encoder.encoder.block[i](x, bias)
+        encoder.encoder.block[i] = nn.Identity()  # lets go of it, before the next one is read
     return filled(encoder.encoder.final_layer_norm, "encoder.final_layer_norm")(x)
