@@ -8,7 +8,7 @@ from if_fixtures import CONFIG, golden, published_configs, small_unet, unet_weig
 from torch.testing import assert_close
 
 from minidiff.models import if_unet
-from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, conv_of_enlarged, join, norm_scale_shift
+from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, conv_of_enlarged, join, norm_scale_shift, spread
 
 CASES = [("I", "a"), ("I", "b"), ("I", "c"), ("I", "d_float_t"), ("I", "e_fp16_weights"), ("II", "a"), ("II", "b")]
 
@@ -121,6 +121,8 @@ def test_a_prompt_is_encoded_once_for_all_images_and_prompts_share_a_batch():
         assert_close(unet(x, t, first), unet(x, t, unet.encode(text[:1].expand(2, -1, -1))))
         assert_close(unet(x, torch.tensor([500, 500]), first), unet(x, torch.tensor(500.0), first))
         assert_close(unet(x[:1], t, first)[0], both[0][:1])
+        three = join([unet.encode(text), spread(first, 1)])
+        assert_close(unet(x[[0, 1, 0]], t, three)[0], both[0][[0, 1, 0]])
 
 
 def test_only_cross_attention_takes_one_prompt_for_many_images():

@@ -157,7 +157,8 @@ class AttentionPool(nn.Module):
     def __init__(self, D: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(1, D) / D**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(1, D))
+        nn.init.uniform_(self.positional_embedding, -((3 / D) ** 0.5), (3 / D) ** 0.5)  # as of N(0, 1/D), which on "meta" would load sympy, for 2 s
         self.k_proj, self.q_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,12 +206,11 @@ class Attention(nn.Module):
         return self.add_k_proj(c), self.add_v_proj(c)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        B, _, H, W = x.shape
+        H, W = x.shape[2:]
         y = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()       # (B, HW, C); channels_last lies so already
-        k, v = keys.expand(B, -1, -1), values.expand(B, -1, -1)              # (B, L, C)
         if not self.only_cross:
-            k, v = torch.cat([k, self.to_k(y)], dim=1), torch.cat([v, self.to_v(y)], dim=1)
-        o = self.to_out[0](attend(self.to_q(y), k, v, self.heads))           # (B, HW, C)
+            keys, values = torch.cat([keys, self.to_k(y)], dim=1), torch.cat([values, self.to_v(y)], dim=1)  # (B, L + HW, C)
+        o = self.to_out[0](attend(self.to_q(y), keys, values, self.heads))   # (B, HW, C)
         return x + o.transpose(1, 2).unflatten(2, (H, W))
 
 
@@ -261,6 +261,13 @@ class TextState(NamedTuple):
     pooled: Tensor              # (B, T)
     keys: tuple[Tensor, ...]    # (B, L, C) for each attention, in the order of use
     values: tuple[Tensor, ...]
+
+
+def spread(state: TextState, rows: int) -> TextState:
+    """The state of one prompt as that of `rows` images; nothing is copied."""
+    if len(state.pooled) == rows:
+        return state
+    return TextState(state.pooled.expand(rows, -1), tuple(k.expand(rows, -1, -1) for k in state.keys), tuple(v.expand(rows, -1, -1) for v in state.values))
 
 
 def join(states: list[TextState]) -> TextState:
@@ -344,6 +351,8 @@ class IFUNet(nn.Module):
         Raises ValueError when a shape does not fit.
         """
         self._check(x, t, state, class_labels)
+        state = spread(state, len(x))
+        text = zip(state.keys, state.values)  # for one attention after the other
         emb = self.time_embedding(self._sinusoid(t, x))                      # (B, T)
         if class_labels is not None:
             emb = emb + self.class_embedding(self._sinusoid(class_labels, x))
@@ -352,7 +361,6 @@ class IFUNet(nn.Module):
             emb = F.gelu(emb)
         if not self.config["resnet_skip_time_act"]:
             emb = F.gelu(emb)  # the residual blocks' own activation, once for all of them
-        text = zip(state.keys, state.values)
 
         h = self.conv_in(x)                                                  # (B, C_0, H, W)
         skips = [h]
