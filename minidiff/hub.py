@@ -74,9 +74,9 @@ def read_json(model: str | Path, name: str) -> dict:
     """A config file of the model. Raises ValueError, also when a name stands twice in it."""
     path = fetch(model, name)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): get it again") from None
+        return {} | json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): get it again") from None
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

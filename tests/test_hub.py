@@ -144,6 +144,13 @@ def test_pickles_are_refused(tmp_path):
         unet_of(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "{", "7", chr(0)])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="is no JSON object .*: get it again"):
+        hub.read_json(tmp_path, "config.json")
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "justaname", "../up"])
 def test_what_is_neither_a_folder_nor_a_name_is_refused(name):
     with pytest.raises(ValueError, match=r"no folder .*owner/name: check --model"):
