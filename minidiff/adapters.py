@@ -4,12 +4,14 @@ Here live the conventions in which networks differ, each said once: how the leve
 predicted (ε or the velocity), how a label is given and dropped. Networks are called, never imported. Next: pretrained.py.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.denoiser import Denoiser
-from minidiff.diffusion import eps_from_velocity
+from minidiff.diffusion import add_noise, eps_from_velocity
 
 
 def labelled(unet: nn.Module, c: Tensor | None, alpha_bar: Tensor, classes: int = 0, target: str = "eps") -> Denoiser:
@@ -34,5 +36,49 @@ def labelled(unet: nn.Module, c: Tensor | None, alpha_bar: Tensor, classes: int 
             one_hot = x_t.new_zeros(len(x_t), classes) if c is None else (F.one_hot(c.clamp(min=0), classes) * (c >= 0)[:, None]).to(x_t)
         prediction = unet(x_t, time, one_hot)
         return (prediction if target == "eps" else eps_from_velocity(x_t, prediction, alpha_bar[t])), None
+
+    return denoise
+
+
+def text(unet: nn.Module, state) -> Denoiser:
+    """DeepFloyd IF's stage I (or any U-Net called like it) with its prompt, as a denoiser.
+
+    unet:  (x, t, state) -> (eps, v), with t counted from 0: our level t is its t - 1
+    state: of `unet.encode(prompt_embeddings)`, one prompt for all images or a prompt each
+    The image stays float32; a network in half precision is given, and gives, its own dtype at this door.
+    """
+
+    def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        eps, v = unet(x_t.to(state.pooled.dtype), t - 1, state)
+        return eps.to(x_t.dtype), None if v is None else v.to(x_t.dtype)
+
+    return denoise
+
+
+def enlarged(low_res: Tensor, size: tuple[int, int], alpha_bar: Tensor, level: int = 251, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
+    """What stage II sees of the low-resolution image: enlarged bilinearly to `size`, then noised to `level`, which hides the flaws of stage I.
+
+    low_res:   (B, 3, h, w) in [-1, 1]
+    alpha_bar: (T + 1,) float64, the schedule of this noise
+    level:     1 … T; 251 is IF's 250
+    -> (B, 3, H, W). Draw it once, and give the same picture to the denoisers of all prompts. Raises ValueError for a level outside.
+    """
+    if not 1 <= level < len(alpha_bar):
+        raise ValueError(f"the noise level of the low-resolution image must be between 1 and {len(alpha_bar) - 1}, got {level}")
+    x_0 = F.interpolate(low_res, size=size, mode="bilinear", align_corners=True)
+    return add_noise(x_0, alpha_bar[level], noise(x_0))
+
+
+def superres(unet: nn.Module, state, low: Tensor, level: int = 251) -> Denoiser:
+    """DeepFloyd IF's stage II as a denoiser of the large picture.
+
+    unet, state: as for `text`; the network is told `level` too
+    low, level:  of `enlarged`, one picture an image; under a view of x_t, give the low resolution under the same view
+    """
+
+    def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        x = torch.cat([x_t, low.to(x_t)], dim=1).to(state.pooled.dtype)      # (B, 6, H, W)
+        eps, v = unet(x, t - 1, state, level - 1)
+        return eps.to(x_t.dtype), None if v is None else v.to(x_t.dtype)
 
     return denoise

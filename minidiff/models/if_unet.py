@@ -1,0 +1,403 @@
+"""Chapter 9. DeepFloyd IF's U-Net: how do a prompt and a noise level steer a network that paints pixels?
+
+    stage I    x (B, 3, H, W)                                   -> ε, v        64 x 64 from noise
+    stage II   x (B, 6, H, W), low-resolution image behind      -> ε, v        64 -> 256, told how noisy the low resolution is
+
+Everything is in the folder's `config.json`, and every module is called as in the checkpoint: no key map. What depends on the
+prompt alone is computed once a walk, by `encode`: the pooled text vector, and the text's keys and values of every attention.
+
+    sinusoid(t) -> time_embedding ─┐
+    sinusoid(level of low res) ────┼─ emb ──> scale and shift of every residual block
+    prompt -> add_embedding ───────┘
+    prompt -> encoder_hid_proj ──────────────> keys and values beside the picture's own, in every attention
+
+Three rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of
+the small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order.
+
+IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv 2105.05233.
+The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks (IF attends to all 77
+positions, padding too), dropout. Next: t5.py, where the prompt's vectors come from.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # name in config.json -> does the level attend?
+UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
+BUILT = {  # field of config.json -> the values that this file builds, the first for a file without the field
+    "act_fn": ("gelu",),
+    "addition_embed_type": ("text",),
+    "attention_type": ("default",),
+    "class_embed_type": (None, "timestep"),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": ("group_norm",),
+    "downsample_padding": (1,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "in_channels": (3, 6),
+    "mid_block_only_cross_attention": (None, False, True),
+    "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn",),
+    "out_channels": (6, 3),
+    "resnet_skip_time_act": (False, True),
+    "resnet_time_scale_shift": ("scale_shift",),
+    "time_embedding_act_fn": (None, "gelu"),
+    "time_embedding_type": ("positional",),
+    "transformer_layers_per_block": (1,),
+}
+SIZES = {  # fields that may have any size, with IF's value where files leave it out; None: the file must say it
+    "addition_embed_type_num_heads": 64,
+    "attention_head_dim": None,
+    "block_out_channels": None,
+    "cross_attention_dim": None,
+    "encoder_hid_dim": None,
+    "layers_per_block": None,
+    "mid_block_scale_factor": 1.0,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+}
+FREE = ("down_block_types", "up_block_types", "sample_size", "time_embedding_dim")
+
+
+def checked(config: dict) -> dict:
+    """The config with IF's values where a field is absent. Raises ValueError: the field, the value got, the values built."""
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    for name, value in config.items():
+        if name in BUILT:
+            if value not in BUILT[name]:
+                raise ValueError(f"config.json asks for {name} = {value!r}, built is {' or '.join(map(repr, BUILT[name]))}: use an IF checkpoint of stage I or II")
+        elif name not in SIZES and name not in FREE and value not in (None, False):
+            raise ValueError(f"config.json asks for {name} = {value!r}, which is not built (only null or false): use an IF checkpoint of stage I or II")
+    config = {name: values[0] for name, values in BUILT.items()} | {n: v for n, v in SIZES.items() if v is not None} | config
+    missing = [name for name in (*SIZES, "down_block_types", "up_block_types") if config.get(name) is None]
+    if missing:
+        raise ValueError(f"config.json does not say {missing[0]}: use the unet/config.json of an IF checkpoint")
+
+    n = len(config["block_out_channels"])
+    for name, built in (("down_block_types", DOWN), ("up_block_types", UP)):
+        if len(config[name]) != n or any(block not in built for block in config[name]):
+            raise ValueError(f"config.json asks for {name} = {config[name]!r}, built are {n} of {' or '.join(built)}: use an IF checkpoint of stage I or II")
+    if config["mid_block_only_cross_attention"] is None:
+        one_for_all = not isinstance(config["only_cross_attention"], (list, tuple))
+        config["mid_block_only_cross_attention"] = bool(one_for_all and config["only_cross_attention"])
+    for name in ("layers_per_block", "attention_head_dim", "only_cross_attention"):
+        value = config[name]
+        config[name] = list(value) if isinstance(value, (list, tuple)) else [value] * n
+        if len(config[name]) != n:
+            raise ValueError(f"config.json lists {len(config[name])} values of {name}, wanted is one or {n} (a level of block_out_channels each): mend the list")
+    divisors = [("cross_attention_dim", "the groups of norm_cross", 32), ("encoder_hid_dim", "addition_embed_type_num_heads", None), ("block_out_channels", "norm_num_groups", None)]
+    for name, why, divisor in divisors:
+        widths, divisor = config[name] if isinstance(config[name], (list, tuple)) else [config[name]], divisor or config[why]
+        if any(width % divisor for width in widths):
+            raise ValueError(f"config.json asks for {name} = {config[name]!r}, wanted are multiples of {divisor} ({why}): mend the file")
+    return config
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """t (B,), whole or broken -> (B, width) float32: [cos(t f_k), sin(t f_k)], f_k = 10000^(−k/half), k = 0 … half − 1."""
+    half = width // 2
+    f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t.float()[:, None] * f  # never in half precision: bfloat16 takes 999 for 1000
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU with erf. A channels_last picture is read as the plain (B, H, W, C) that it is in memory: twice as fast on a CPU."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return F.gelu(x)
+
+
+def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor, shift: Tensor) -> Tensor:
+    """GN(x) · (1 + scale) + shift, with x (B, C, H, W), scale and shift (B, C)                      (ADM Eq. 3: adaptive GN)"""
+    B, C, H, W = x.shape
+    if not x.is_contiguous():
+        return torch.addcmul(shift[:, :, None, None], norm(x), 1 + scale[:, :, None, None])
+    # the B pictures side by side are one picture of B·C channels and B·groups groups: its weights may differ from picture to picture
+    weight, bias = norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
+    return torch.group_norm(x.view(1, B * C, H, W), B * norm.num_groups, weight.flatten(), bias.flatten(), norm.eps).view(B, C, H, W)
+
+
+def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(nearest2x(x)) for a 3 x 3 convolution: (B, C, H, W) -> (B, O, 2H, 2W).
+
+    To repeat pixels is to convolve a picture with zeros in between by a 2 x 2 kernel of ones. Two kernels in a row are one:
+    3 x 3 with 2 x 2 gives 4 x 4, and a transposed convolution of stride 2 never touches the zeros: 16 products a small pixel for 36.
+    """
+    if x.shape[2] * x.shape[3] < 256:  # a small picture: to make the kernel would cost more than it saves
+        return conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    O, C = conv.weight.shape[:2]
+    one_each = torch.eye(9, dtype=x.dtype, device=x.device).view(9, 1, 3, 3).flip(2, 3)
+    widen = F.conv_transpose2d(one_each, x.new_ones(1, 1, 2, 2)).view(9, 16)
+    kernel = (conv.weight.reshape(O * C, 9) @ widen).view(O, C, 4, 4).transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+class MLP(nn.Module):
+    """A sinusoid -> `emb`. Nothing after the second layer."""
+
+    def __init__(self, c_in: int, T: int):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(c_in, T), nn.Linear(T, T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(x)))
+
+
+class AttentionPool(nn.Module):
+    """L tokens -> one: their mean, with a vector of its own added, asks the tokens and itself."""
+
+    def __init__(self, D: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.empty(1, D))
+        nn.init.uniform_(self.positional_embedding, -((3 / D) ** 0.5), (3 / D) ** 0.5)  # as of N(0, 1/D), which on "meta" would load sympy, for 2 s
+        self.k_proj, self.q_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = x.mean(dim=1, keepdim=True) + self.positional_embedding      # (B, 1, D)
+        x = torch.cat([token, x], dim=1)                                     # (B, 1 + L, D)
+        return attend(self.q_proj(token), self.k_proj(x), self.v_proj(x), self.heads)[:, 0]
+
+
+class TextPool(nn.Module):
+    """The prompt's states (B, L, D), as T5 gave them -> one vector (B, T). Padding takes part."""
+
+    def __init__(self, D: int, T: int, heads: int):
+        super().__init__()
+        self.norm1, self.pool = nn.LayerNorm(D), AttentionPool(D, heads)
+        self.proj, self.norm2 = nn.Linear(D, T), nn.LayerNorm(T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.proj(self.pool(self.norm1(x))))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q kᵀ/√d) v for each head of width d: (B, M, C), (B, N, C), (B, N, C) -> (B, M, C). The softmax is at least float32."""
+    q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Every pixel asks the tokens of the prompt, and (unless only_cross) every other pixel. Heads are `head_dim` wide."""
+
+    def __init__(self, C: int, X: int, head_dim: int, groups: int, only_cross: bool):
+        super().__init__()
+        if C % head_dim:
+            raise ValueError(f"config.json asks for heads {head_dim} wide (attention_head_dim), which do not divide a level of {C} channels: mend the file")
+        self.heads, self.only_cross = C // head_dim, only_cross
+        self.group_norm, self.norm_cross = nn.GroupNorm(groups, C), nn.GroupNorm(32, X)  # 32 whatever the config's groups
+        self.to_q = nn.Linear(C, C)
+        if not only_cross:
+            self.to_k, self.to_v = nn.Linear(C, C), nn.Linear(C, C)
+        self.add_k_proj, self.add_v_proj = nn.Linear(X, C), nn.Linear(X, C)
+        self.to_out = nn.ModuleList([nn.Linear(C, C)])
+
+    def text(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """context (B, L, X) -> keys and values (B, L, C). The norm's groups run over all tokens."""
+        c = self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
+        return self.add_k_proj(c), self.add_v_proj(c)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        H, W = x.shape[2:]
+        y = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()       # (B, HW, C); channels_last lies so already
+        if not self.only_cross:
+            keys, values = torch.cat([keys, self.to_k(y)], dim=1), torch.cat([values, self.to_v(y)], dim=1)  # (B, L + HW, C)
+        o = self.to_out[0](attend(self.to_q(y), keys, values, self.heads))   # (B, HW, C)
+        return x + o.transpose(1, 2).unflatten(2, (H, W))
+
+
+class Resnet(nn.Module):
+    """Two convolutions around the identity, steered by `emb`; it may halve ("down") or double ("up") the picture before the first."""
+
+    def __init__(self, c_in: int, c_out: int, config: dict, T: int, scale: float, way: str = ""):
+        super().__init__()
+        groups, eps = config["norm_num_groups"], config["norm_eps"]
+        self.way, self.scale = way, scale
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, eps), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(T, 2 * c_out)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, eps), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = gelu(self.norm1(x))                                              # (B, c_in, H, W)
+        if self.way == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        h = conv_of_enlarged(h, self.conv1) if self.way == "up" else self.conv1(h)
+        scale, shift = self.time_emb_proj(emb).chunk(2, dim=1)               # (B, c_out) each
+        h = self.conv2(gelu(norm_scale_shift(h, self.norm2, scale, shift)))
+        # `h` is fresh from a convolution, which needs it for no gradient: add in place
+        if self.way == "up":
+            H, W = x.shape[2:]
+            h.view(*h.shape[:2], H, 2, W, 2).add_(x[:, :, :, None, :, None])  # each pixel of x to 2 x 2 of h
+        else:
+            h.add_(self.conv_shortcut(x))
+        return h if self.scale == 1 else h.div_(self.scale)
+
+
+class Level(nn.Module):
+    """Residual blocks at one size, each followed by an attention if the level attends, and a sampler to the next size."""
+
+    def __init__(self, widths: list[tuple[int, int]], attentions: list[Attention], config: dict, T: int, scale: float):
+        super().__init__()
+        self.resnets = nn.ModuleList([Resnet(c_in, c_out, config, T, scale) for c_in, c_out in widths])
+        self.attentions = nn.ModuleList(attentions)
+
+    def layer(self, j: int, h: Tensor, emb: Tensor, text) -> Tensor:
+        h = self.resnets[j](h, emb)
+        return self.attentions[j](h, *next(text)) if j < len(self.attentions) else h
+
+
+class TextState(NamedTuple):
+    """What the network needs to know of prompts, for any x and t. One row for all images of a batch, or a row each."""
+
+    pooled: Tensor              # (B, T)
+    keys: tuple[Tensor, ...]    # (B, L, C) for each attention, in the order of use
+    values: tuple[Tensor, ...]
+
+
+def spread(state: TextState, rows: int) -> TextState:
+    """The state of one prompt as that of `rows` images; nothing is copied."""
+    if len(state.pooled) == rows:
+        return state
+    return TextState(state.pooled.expand(rows, -1), tuple(k.expand(rows, -1, -1) for k in state.keys), tuple(v.expand(rows, -1, -1) for v in state.values))
+
+
+def join(states: list[TextState]) -> TextState:
+    """One state with the rows of all, for one batch of several prompts."""
+    return TextState(
+        torch.cat([state.pooled for state in states]),
+        tuple(torch.cat(layer) for layer in zip(*(state.keys for state in states))),
+        tuple(torch.cat(layer) for layer in zip(*(state.values for state in states))),
+    )
+
+
+class IFUNet(nn.Module):
+    """The U-Net of stages I and II, built as the hub's `unet/config.json` says.
+
+        state = unet.encode(prompt_embeddings)          once a prompt
+        eps, v = unet(x, t, state)                      at each step
+
+    Parameters: IF-I-M 371,605,830, IF-I-L 935,365,830, IF-I-XL 4,304,695,110, IF-II-M 461,064,198.
+    Build it under `torch.device("meta")` to load weights without making any first. Raises ValueError for configs that are not built.
+    """
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.config = config = checked(config)
+        widths, depths, n = config["block_out_channels"], config["layers_per_block"], len(config["block_out_channels"])
+        D, X, groups, scale = config["encoder_hid_dim"], config["cross_attention_dim"], config["norm_num_groups"], config["resnet_out_scale_factor"]
+        T = config.get("time_embedding_dim") or 4 * widths[0]
+
+        def attentions(level: int, count: int, only_cross: bool) -> list[Attention]:
+            return [Attention(widths[level], X, config["attention_head_dim"][level], groups, only_cross) for _ in range(count)]
+
+        self.conv_in = nn.Conv2d(config["in_channels"], widths[0], 3, padding=1)
+        self.time_embedding = MLP(widths[0], T)
+        if config["class_embed_type"]:
+            self.class_embedding = MLP(widths[0], T)
+        self.encoder_hid_proj = nn.Linear(D, X)
+        self.add_embedding = TextPool(D, T, config["addition_embed_type_num_heads"])
+
+        self.down_blocks, skips = nn.ModuleList(), [widths[0]]  # the widths of what is kept for the way up
+        for i, (C, depth) in enumerate(zip(widths, depths)):
+            attends = DOWN[config["down_block_types"][i]]
+            level = Level([(skips[-1], C)] + [(C, C)] * (depth - 1), attentions(i, depth * attends, config["only_cross_attention"][i]), config, T, scale)
+            if i < n - 1:
+                level.downsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "down")])
+            self.down_blocks.append(level)
+            skips += [C] * (depth + (i < n - 1))
+
+        C = widths[-1]
+        self.mid_block = Level([(C, C), (C, C)], attentions(n - 1, 1, config["mid_block_only_cross_attention"]), config, T, config["mid_block_scale_factor"])
+
+        self.up_blocks = nn.ModuleList()
+        for i in reversed(range(n)):
+            attends, depth, below, C = UP[config["up_block_types"][n - 1 - i]], depths[i] + 1, C, widths[i]
+            inputs = [(below if j == 0 else C) + skips.pop() for j in range(depth)]
+            level = Level([(c_in, C) for c_in in inputs], attentions(i, depth * attends, config["only_cross_attention"][i]), config, T, scale)
+            if i > 0:
+                level.upsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "up")])
+            self.up_blocks.append(level)
+
+        self.conv_norm_out = nn.GroupNorm(groups, widths[0], config["norm_eps"])
+        self.conv_out = nn.Conv2d(widths[0], config["out_channels"], 3, padding=1)
+
+    def encode(self, prompt_embeddings: Tensor) -> TextState:
+        """T5's states (B, L, D), in any dtype -> all that forward needs to know of the prompts. Raises ValueError on another shape."""
+        D = self.config["encoder_hid_dim"]
+        if prompt_embeddings.ndim != 3 or prompt_embeddings.shape[2] != D:
+            raise ValueError(f"prompt embeddings must be (B, L, {D}), got {tuple(prompt_embeddings.shape)}: encode the prompt with this model's T5")
+        states = prompt_embeddings.to(self.conv_in.weight)
+        context = self.encoder_hid_proj(states)
+        text = [module.text(context) for module in self.modules() if isinstance(module, Attention)]
+        return TextState(self.add_embedding(states), *zip(*text))
+
+    def forward(self, x: Tensor, t: Tensor | float, state: TextState, class_labels: Tensor | float | None = None) -> tuple[Tensor, Tensor | None]:
+        """The noise in x, and where the variance of the step lies.
+
+        x:            (B, 3, H, W), stage II (B, 6, H, W); the network's dtype; H and W divisible by 8 (stage I) or 16 (stage II)
+        t:            () or (B,), counted from 0 as IF was trained: 0 … 999, whole or broken; int or float32, never half
+        state:        of `encode`, of one prompt for all images or a prompt each
+        class_labels: () or (B,), stage II alone: the noise level of the low-resolution image, 0 … 999
+        -> eps (B, 3, H, W), and v (B, 3, H, W), nominally in [0, 1] and never clamped (None for a network of 3 channels)
+        Raises ValueError when a shape does not fit.
+        """
+        self._check(x, t, state, class_labels)
+        state = spread(state, len(x))
+        text = zip(state.keys, state.values)  # for one attention after the other
+        emb = self.time_embedding(self._sinusoid(t, x))                      # (B, T)
+        if class_labels is not None:
+            emb = emb + self.class_embedding(self._sinusoid(class_labels, x))
+        emb = emb + state.pooled
+        if self.config["time_embedding_act_fn"]:
+            emb = F.gelu(emb)
+        if not self.config["resnet_skip_time_act"]:
+            emb = F.gelu(emb)  # the residual blocks' own activation, once for all of them
+
+        h = self.conv_in(x)                                                  # (B, C_0, H, W)
+        skips = [h]
+        for level in self.down_blocks:
+            for j in range(len(level.resnets)):
+                h = level.layer(j, h, emb, text)
+                skips.append(h)
+            if hasattr(level, "downsamplers"):
+                h = level.downsamplers[0](h, emb)                            # (B, C_i, H/2, W/2)
+                skips.append(h)
+
+        h = self.mid_block.layer(0, h, emb, text)
+        h = self.mid_block.resnets[1](h, emb)
+
+        for level in self.up_blocks:
+            for j in range(len(level.resnets)):
+                h = level.layer(j, torch.cat([h, skips.pop()], dim=1), emb, text)
+            if hasattr(level, "upsamplers"):
+                h = level.upsamplers[0](h, emb)                              # (B, C_i, 2H, 2W)
+        out = self.conv_out(gelu(self.conv_norm_out(h)))                     # (B, 6, H, W)
+        return out[:, :3], ((out[:, 3:] + 1) / 2 if out.shape[1] == 6 else None)
+
+    def _sinusoid(self, t: Tensor | float, x: Tensor) -> Tensor:
+        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        return sinusoid(t, self.config["block_out_channels"][0]).to(x.dtype)
+
+    def _check(self, x: Tensor, t: Tensor | float, state: TextState, class_labels: Tensor | float | None) -> None:
+        C, factor = self.config["in_channels"], 2 ** (len(self.down_blocks) - 1)
+        if x.ndim != 4 or x.shape[1] != C or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"this U-Net wants images (B, {C}, H, W) with H and W divisible by {factor}, got {tuple(x.shape)}: resize or crop them")
+        if x.dtype != self.conv_in.weight.dtype:
+            raise ValueError(f"this U-Net computes in {self.conv_in.weight.dtype}, got images in {x.dtype}: cast them")
+        if (class_labels is None) != (self.config["class_embed_type"] is None):
+            got, want = ("none", "(B,)") if class_labels is None else ("some", "None")
+            raise ValueError(f"this U-Net wants class_labels (the noise level of the low-resolution image) = {want}, got {got}: stage II has them, stage I not")
+        for name, value in (("t", t), ("class_labels", class_labels)):
+            if isinstance(value, Tensor) and value.ndim and value.shape != (len(x),):
+                raise ValueError(f"{name} must be one number or ({len(x)},), one an image, got {tuple(value.shape)}: give one level an image")
+        if len(state.pooled) not in (1, len(x)):
+            raise ValueError(f"the state is of {len(state.pooled)} prompts, wanted is 1 or {len(x)}, one an image: encode as many prompts as images")

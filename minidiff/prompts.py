@@ -1,0 +1,92 @@
+"""Chapter 13. Prompts: how does text become the vectors that IF's U-Nets read, and where are they kept?
+
+    embeddings = embed(["an oil painting of a fox", ""], model, bank)          (B, 77, D)
+
+After a prompt has been encoded once, T5 is not needed again: the bank is a small file, 77 x 4096 numbers a prompt, keyed by the plain
+text and the name of the encoder. All of DeepFloyd's models share one encoder, so one bank serves them all. Next: deepfloyd.py.
+"""
+
+import difflib
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minidiff import hub
+from minidiff.files import load_tensors, save_tensors
+from minidiff.models import t5
+from minidiff.models.tokenizer import LENGTH, Tokenizer, plain
+
+XXL = "t5-v1_1-xxl"  # the encoder of all DeepFloyd models, and the only one of its width here
+Bank = dict[tuple[str, str], Tensor]  # (plain text, name of the encoder) -> (77, D)
+
+
+def encoder_name(model: str | Path, D: int) -> str:
+    """The encoder of a model whose prompts have vectors D wide: T5-XXL's name, or that of the model's folder."""
+    return XXL if D == 4096 else Path(model).resolve().name
+
+
+def embed(prompts: list[str], model: str | Path, D: int, bank: Bank, half: bool = False, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Tensor:
+    """The vectors of prompts (B, 77, D) float32: from the bank, or by T5, which then puts them into the bank.
+
+    model:    where tokenizer/ and text_encoder/ are, if T5 is needed
+    D:        width of the vectors that the U-Net reads (encoder_hid_dim)
+    half:     read T5's files of half precision first: 11.5 GB and not 19 for XXL, states that differ by 1 %
+    progress: wraps the counting of T5's blocks, like tqdm
+    Raises ValueError when a prompt is not in the bank and the model has no text encoder.
+    """
+    name = encoder_name(model, D)
+    missing = [prompt for prompt in dict.fromkeys(map(plain, prompts)) if (prompt, name) not in bank]
+    if missing:
+        try:
+            states = encode(missing, model, half, progress)
+        except ValueError as error:
+            stored = difflib.get_close_matches(missing[0], [text for text, encoder in bank if encoder == name], n=1, cutoff=0)
+            nearest = f" (nearest there: {stored[0]!r})" if stored else ""
+            raise ValueError(f"no embedding for {missing[0]!r} in the bank{nearest}, and T5 cannot make it: {error}") from None
+        bank |= {(prompt, name): state for prompt, state in zip(missing, states)}
+    found = [bank[plain(prompt), name] for prompt in prompts]
+    if any(state.shape != (LENGTH, D) for state in found):
+        raise ValueError(f"the bank's embeddings are {tuple(found[0].shape)}, the model wants {(LENGTH, D)}: encode the prompts with this model's T5")
+    return torch.stack(found).float()
+
+
+def encode(prompts: list[str], model: str | Path, half: bool = False, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Tensor:
+    """T5's states (B, 77, D), computed in float32 whatever the files' precision, with one block in memory at a time."""
+    ids, mask = Tokenizer(hub.fetch(model, "tokenizer/spiece.model"))(prompts)
+    config = hub.read_json(model, "text_encoder/config.json")
+    weights = hub.find_weights(model, "text_encoder", "model", half, alias=t5.ALIAS, ignore=t5.DECODER)
+    hub.check(t5.on_meta(config), weights)
+    return t5.stream(config, ids, mask, lambda names: hub.read(weights, names, torch.float32), progress)
+
+
+def save_bank(bank: Bank, path: str | Path) -> None:
+    """Write the bank, a safetensors file of 1.2 MB a prompt for T5-XXL."""
+    keys = [{"text": text, "encoder": encoder} for text, encoder in bank]
+    save_tensors({str(i): state for i, state in enumerate(bank.values())}, path, {"prompts": keys})
+
+
+def load_bank(path: str | Path) -> Bank:
+    """Read a bank; an empty one if there is no such file. Raises ValueError for a file that is no bank."""
+    if not Path(path).exists():
+        return {}
+    tensors, record = load_tensors(path)
+    if "prompts" not in record:
+        raise ValueError(f"{path} is no prompt bank: give a file written by `sample.py embed`")
+    return {(key["text"], key["encoder"]): tensors[str(i)] for i, key in enumerate(record["prompts"])}
+
+
+def import_pth(path: str | Path, encoder: str = XXL) -> Bank:
+    """The course's file of embeddings, a pickled dict of text -> (1, 77, 4096), read without running what a pickle may hold.
+
+    Raises ValueError when the file holds anything but tensors under texts.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read safely ({str(error).splitlines()[0]}): give a .pth file that holds tensors alone") from None
+    if not isinstance(stored, dict) or not all(isinstance(text, str) and isinstance(x, Tensor) and x.ndim in (2, 3) and x.shape[-2] == LENGTH for text, x in stored.items()):
+        raise ValueError(f"{path} is no dict of text -> ({LENGTH}, D) tensors: give the course's file of prompt embeddings")
+    return {(plain(text), encoder): x.reshape(LENGTH, -1) for text, x in stored.items()}

@@ -1,0 +1,106 @@
+"""A hub on the loopback that serves tests/golden/tiny-if-I and fails in every known way, and a process that asks it for files."""
+
+import hashlib
+import multiprocessing
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from minidiff import hub
+
+GOLDEN = Path(__file__).parent / "golden"
+FAILURES = {  # owner of the model -> status, error code
+    "gated-401": (401, "GatedRepo"),
+    "gated-403": (403, "GatedRepo"),
+    "unknown-401": (401, "RepoNotFound"),
+    "unknown-404": (404, "RepoNotFound"),
+    "broken-500": (500, ""),
+}
+
+
+FETCHED = []  # paths of the bodies sent
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        owner, _, _, _, *parts = self.path.strip("/").split("/")
+        name = "/".join(parts)
+        file = GOLDEN / "tiny-if-I" / name
+        if owner == "down":
+            return  # hangs up
+        status, code = FAILURES.get(owner, (200, ""))
+        if status == 200 and not file.is_file():
+            status, code = 404, "EntryNotFound"
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        content = file.read_bytes() if status == 200 else b""
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if body:
+            FETCHED.append(name)
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+def serve() -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def ask(endpoint: str, home: str, online: bool, pipe) -> None:
+    """Ask for files, and send down the pipe what came back."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]  # it reads its settings when it is imported
+    os.environ |= {
+        "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        os.environ.pop(name, None)
+
+    def tell(question):
+        try:
+            return question()
+        except ValueError as error:
+            return f"ValueError: {error}"
+
+    results = {}
+    for owner in ("tiny", "new", "down", *FAILURES):
+        results[owner] = tell(lambda owner=owner: hub.read_json(f"{owner}/I", "unet/config.json").get("act_fn"))
+    results["weights"] = tell(lambda: len(hub.find_weights("tiny/I", "text_encoder", "model", half=True)))
+    results["absent"] = tell(lambda: str(hub.fetch("tiny/I", "unet/model.bin", "unet/model.pt")))
+    if online:
+        import huggingface_hub.file_download as download
+
+        def full(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        download.http_get = full
+        results["full"] = tell(lambda: str(hub.fetch("tiny/I", "scheduler/scheduler_config.json")))
+    pipe.send(results)
+
+
+def ask_in_a_process_of_its_own(endpoint: str, home: str, online: bool) -> dict:
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=ask, args=(endpoint, home, online, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()

@@ -1,0 +1,275 @@
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from if_fixtures import GOLDEN, golden, published_configs
+from torch.testing import assert_close
+
+from minidiff import hub, prompts
+from minidiff.adapters import enlarged, superres, text
+from minidiff.deepfloyd import RESPACINGS, free_memory, load_stage, memory_plan, respaced, schedule_of, solver_levels
+from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
+from minidiff.guidance import cfg
+from minidiff.sampling import ddim, ddpm_step, dpm_solver, sample
+from minidiff.schedule import cosine, linear
+
+ONE, TWO = GOLDEN / "tiny-if-I", GOLDEN / "tiny-if-II"
+numbers = golden("schedulers")
+IF_CONFIG = hub.read_json(ONE, "scheduler/scheduler_config.json")
+
+
+def ours(timesteps):
+    """Their list of levels, counted from 0 and without the clean image, as ours."""
+    return [int(t) + 1 for t in timesteps] + [0]
+
+
+# Schedules and levels
+def test_the_schedule_is_that_of_the_file():
+    alpha_bar, clip = schedule_of(IF_CONFIG)
+    assert_close(alpha_bar[1:].float(), numbers["tables.squaredcos1000.alphas_cumprod"], rtol=1e-4, atol=1e-9)  # theirs is a product of float32
+    assert alpha_bar[0] == 1 and float(alpha_bar[1000]) == pytest.approx(2.4288e-9, rel=1e-4)
+    x = numbers["threshold.p095_c1.5.in"]
+    assert_close(clip(x), numbers["threshold.p095_c1.5.out"], atol=1e-6, rtol=0)
+    alpha_bar, clip = schedule_of(IF_CONFIG | {"beta_schedule": "linear", "thresholding": False, "clip_sample_range": 0.5})
+    assert_close(alpha_bar[1:].float(), numbers["tables.linear1000.alphas_cumprod"], rtol=1e-4, atol=0)
+    assert clip(x).abs().max() == 0.5
+    assert_close(schedule_of(IF_CONFIG | {"thresholding": False, "clip_sample": False})[1](x), x)
+
+
+@pytest.mark.parametrize("field, value, built", [
+    ("beta_schedule", "sigmoid", "'squaredcos_cap_v2' or 'linear'"),
+    ("prediction_type", "v_prediction", "'epsilon'"),
+    ("variance_type", "learned", "'learned_range' or 'fixed_small'"),
+    ("trained_betas", [0.1], "None"),
+])  # fmt: skip
+def test_a_schedule_that_is_not_built_is_refused(field, value, built):
+    with pytest.raises(ValueError, match=f"{field} = .*built is {built}: use"):
+        schedule_of(IF_CONFIG | {field: value})
+
+
+@pytest.mark.parametrize("name", RESPACINGS)
+def test_named_respacings_are_the_originals(name):
+    assert respaced(name) == ours(numbers[f"timesteps.respacing.{name}"])
+    assert len(respaced(name)) == int(re.sub(r"\D", "", name)) + 1
+
+
+def test_a_plain_number_is_one_section():
+    assert respaced(150)[-4:] == [14, 8, 1, 0]
+    assert respaced("150") == respaced(150)
+    assert respaced(150)[:2] == [1000, 993] and len(respaced(150)) == 151
+    assert respaced(1000) == list(range(1000, -1, -1))
+    assert respaced(1) == [1, 0]
+
+
+@pytest.mark.parametrize("steps", ["smart30", "10;10", 0, 1001, "600,600", -5, ""])
+def test_other_steps_are_refused(steps):
+    with pytest.raises(ValueError, match="steps"):
+        respaced(steps)
+
+
+@pytest.mark.parametrize("config, steps", [("cos_lam_n10", 10), ("cos_lam_n20", 20), ("cos_lam_thresh_n8", 8)])
+def test_the_solver_visits_the_references_levels_and_takes_its_steps(config, steps):
+    levels = solver_levels(cosine(), steps)
+    assert levels == ours(numbers[f"dpm.{config}.timesteps"])
+
+    def toy(x, t):
+        return 0.3 * x + 0.1 + 0.0002 * (t - 1), None
+
+    clip = dynamic_threshold(0.95, 1.5) if "thresh" in config else unclipped
+    walk = sample(toy, numbers["dpm.init"], levels, cosine(), step=dpm_solver(), clip=clip)
+    for (_, x), want in zip(walk, numbers[f"dpm.{config}.trajectory"], strict=True):
+        assert_close(x, want, atol=1e-4, rtol=1e-4)
+
+
+def test_the_solver_refuses_more_steps_than_levels():
+    with pytest.raises(ValueError, match="between 1 and 995, got 996"):
+        solver_levels(cosine(), 996)
+
+
+# Single steps
+STEPS = sorted(key.removesuffix(".prev") for key in numbers if re.match(r"ddpm\.II?\..*\.prev$", key))
+
+
+def float32_table():
+    """The references keep ᾱ in float32: 1 − ᾱ_1 = 4.1e-5 is then wrong by up to 0.1 %, which shows in the last noisy step."""
+    return torch.cat([torch.ones(1), numbers["tables.squaredcos1000.alphas_cumprod"]]).double()
+
+
+@pytest.mark.parametrize("key", STEPS)
+def test_a_ddpm_step_with_learned_variance_is_the_references(key):
+    _, stage, _, t = key.split(".")
+    t, t_prev = int(t[1:]) + 1, int(numbers[f"{key}.prev_t"]) + 1
+    eps, raw = numbers["ddpm.model_output"].chunk(2, dim=1)
+    clip = dynamic_threshold(0.95, 1.5 if stage == "I" else 1.0)
+    for alpha_bar, rtol in ((float32_table(), 1e-4), (cosine(), 1e-4 if t != 2 else 2.5e-4)):
+        x = ddpm_step(numbers["ddpm.sample"], eps, (raw + 1) / 2, alpha_bar[t], alpha_bar[t_prev], clip, lambda like: numbers["ddpm.noise"])
+        assert_close(x, numbers[f"{key}.prev"], atol=1e-4, rtol=rtol)
+
+
+@pytest.mark.parametrize("t", [0, 500, 980])
+def test_a_ddpm_step_with_fixed_variance_is_the_references(t):
+    eps = numbers["ddpm.model_output"][:, :3]
+    alpha_bar = cosine()
+    x = ddpm_step(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 19, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
+    assert_close(x, numbers[f"ddpm.I_fixed_small.leading50.t{t}.prev"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 1, 150, 299])
+def test_a_plain_ddpm_step_is_the_references(t):
+    eps = numbers["ddpm.model_output"][:, :3]
+    alpha_bar = linear(300)
+    x = ddpm_step(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[t], clip_to(-1, 1), lambda like: numbers["ddpm.noise"])
+    assert_close(x, numbers[f"ddpm.linear300_fixed_small.t{t}.prev"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+@pytest.mark.parametrize("t", [0, 500, 900])
+def test_a_ddim_step_with_eps_derived_again_is_the_references(t, eta):
+    eps, alpha_bar = numbers["ddpm.model_output"][:, :3], cosine()
+    x = ddim(eta)(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 99, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
+    want = numbers[f"ddim.thresh_cos.n10.t{t}.eta{eta}.clipped_eps.prev"]
+    assert_close(x, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 100, 250, 999])
+def test_noising_is_the_references(t):
+    assert_close(add_noise(numbers["ddpm.sample"], cosine()[t + 1], numbers["ddpm.noise"]), numbers[f"add_noise.t{t}"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cap", [1.0, 1.5, 15.0])
+def test_thresholding_is_the_references(cap):
+    assert_close(dynamic_threshold(0.95, cap)(numbers[f"threshold.p095_c{cap}.in"]), numbers[f"threshold.p095_c{cap}.out"], atol=1e-6, rtol=0)
+
+
+# Whole walks
+walks = golden("pipeline")
+
+
+def replay(denoise, tag, stage, step=ddpm_step):
+    """Walk from the recorded start with the recorded noise, and compare every state."""
+    draws = iter(walks.get(f"{tag}.noise_steps", ()))
+    steps = sample(denoise, walks[f"{tag}.noise_init"], ours(walks[f"{tag}.timesteps"]), stage.alpha_bar, step=step, clip=stage.clip, noise=lambda like: next(draws))
+    for (_, x), want in zip(steps, walks[f"{tag}.states"], strict=True):
+        assert_close(x, want, atol=2e-3, rtol=0)
+    assert next(draws, None) is None
+
+
+def conditions(stage):
+    return stage.unet.encode(walks["text.prompt_embeds"]), stage.unet.encode(walks["text.negative_prompt_embeds"])
+
+
+@pytest.mark.parametrize("tag, scale", [("I_ddpm5_g7", 7), ("I_ddpm_custom_g7", 7), ("I_ddpm5_g1_noguidance", 1), ("I_dpmpp8_g7", 7)])
+def test_a_whole_walk_of_stage_one_is_the_references(tag, scale):
+    stage = load_stage(ONE)
+    prompt, empty = conditions(stage)
+    replay(cfg(text(stage.unet, prompt), text(stage.unet, empty), scale), tag, stage, dpm_solver() if "dpmpp" in tag else ddpm_step)
+
+
+@pytest.mark.parametrize("tag, level", [("II_ddpm4_g4_noise250", 251), ("II_ddpm3_g4_noise0", 1)])
+def test_a_whole_walk_of_stage_two_is_the_references(tag, level):
+    stage = load_stage(TWO)
+    prompt, empty = conditions(stage)
+    low = enlarged(walks["II_input_lowres"], (stage.size, stage.size), stage.low_alpha_bar, level, lambda like: walks[f"{tag}.noise_lowres"])
+    replay(cfg(superres(stage.unet, prompt, low, level), superres(stage.unet, empty, low, level), 4), tag, stage)
+
+
+# Adapters and stages
+def test_the_network_sees_its_own_dtype_and_the_level_less_one():
+    seen = []
+
+    def network(x, t, state, label=None):
+        seen.append((x.dtype, x.shape[1], t, label))
+        return x[:, :3], x[:, :3]
+
+    class state:
+        pooled = torch.zeros(1, 8, dtype=torch.float16)
+
+    x = torch.randn(2, 3, 8, 8)
+    eps, v = text(network, state)(x, 1000)
+    assert eps.dtype == v.dtype == torch.float32
+    superres(network, state, torch.zeros(2, 3, 8, 8), level=251)(x, 1)
+    assert seen == [(torch.float16, 3, 999, None), (torch.float16, 6, 0, 250)]
+
+
+def test_the_low_resolution_is_enlarged_corner_to_corner_and_noised_once():
+    x = torch.randn(1, 3, 2, 2)
+    low = enlarged(x, (5, 5), cosine(), 251, torch.zeros_like)
+    assert_close(low[..., ::4, ::4], cosine()[251].sqrt().float() * x)
+    assert_close(low, cosine()[251].sqrt().float() * F.interpolate(x, size=(5, 5), mode="bilinear", align_corners=True))
+    for level in (0, 1001):
+        with pytest.raises(ValueError, match=f"between 1 and 1000, got {level}"):
+            enlarged(x, (5, 5), cosine(), level)
+
+
+def test_stages_know_what_they_are():
+    one, two = load_stage(ONE), load_stage(TWO, torch.bfloat16)
+    assert (one.size, one.width, one.scale, one.steps, one.low_alpha_bar) == (16, 32, 7.0, "150", None)
+    assert (two.size, two.scale, two.steps, len(two.low_alpha_bar)) == (32, 4.0, "smart50", 1001)
+    assert one.lowest_log_snr == -5.1
+    assert two.unet.conv_in.weight.dtype == torch.bfloat16
+    assert two.unet.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_walk_in_bfloat16_stays_near_the_one_in_float32():
+    tag, states = "I_ddpm5_g1_noguidance", []
+    for dtype in (torch.float32, torch.bfloat16):
+        stage, draws = load_stage(ONE, dtype), iter(walks[f"{tag}.noise_steps"])
+        denoise = text(stage.unet, conditions(stage)[0])
+        *_, (_, x) = sample(denoise, walks[f"{tag}.noise_init"], ours(walks[f"{tag}.timesteps"]), stage.alpha_bar, clip=stage.clip, noise=lambda like, draws=draws: next(draws))
+        assert x.dtype == torch.float32
+        states.append(x)
+    assert (states[0] - states[1]).square().mean().sqrt() < 0.05
+
+
+# Prompts
+TEXTS = ["A photo of a red fox standing in the snow!", "an oil painting of a lighthouse"]
+
+
+def test_prompts_are_encoded_once_and_kept(tmp_path):
+    bank = {}
+    first = prompts.embed([*TEXTS, ""], ONE, 32, bank)
+    assert_close(first[:2], walks["text.prompt_embeds"], atol=1e-4, rtol=0)
+    assert_close(first[2], walks["text.negative_prompt_embeds"][0], atol=1e-4, rtol=0)
+    prompts.save_bank(bank, tmp_path / "bank.safetensors")
+    bank = prompts.load_bank(tmp_path / "bank.safetensors")
+    assert_close(prompts.embed(["  AN OIL painting of a lighthouse", ""], tmp_path / "tiny-if-I", 32, bank), first[1:], rtol=0, atol=0)
+
+
+def test_a_prompt_that_is_nowhere_names_the_nearest(tmp_path):
+    bank = {("an oil painting of a fox", "empty"): torch.zeros(77, 32), ("something else", "other"): torch.zeros(77, 32)}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no embedding for 'an oil painting of an ox' in the bank \(nearest there: 'an oil painting of a fox'\), and T5"):
+        prompts.embed(["an oil painting of an ox"], tmp_path / "empty", 32, bank)
+    with pytest.raises(ValueError, match=r"\(77, 32\), the model wants \(77, 64\)"):
+        prompts.embed(["an oil painting of a fox"], tmp_path / "empty", 64, bank)
+
+
+def test_the_courses_file_is_imported_without_running_pickles(tmp_path):
+    import pickle
+
+    torch.save({"An Oil Painting": torch.ones(1, 77, 4096, dtype=torch.float16)}, tmp_path / "prompts.pth")
+    bank = prompts.import_pth(tmp_path / "prompts.pth")
+    assert list(bank) == [("an oil painting", prompts.XXL)]
+    assert_close(prompts.embed(["an oil painting "], "DeepFloyd/IF-I-M-v1.0", 4096, bank), torch.ones(1, 77, 4096))
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}, protocol=2))
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, message in (("evil.pth", "cannot be read safely"), ("list.pth", "is no dict of text"), ("absent.pth", "cannot be read safely")):
+        with pytest.raises(ValueError, match=message) as refusal:
+            prompts.import_pth(tmp_path / name)
+        assert "\n" not in str(refusal.value)
+
+
+# Memory
+def test_the_memory_plan_counts_the_weights_exactly_and_is_refused_in_one_sentence():
+    config = published_configs()["IF-I-M"]
+    xxl = {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "vocab_size": 32128}
+    plan = memory_plan(config, torch.bfloat16, rows=2, size=64, text_config=xxl)
+    assert plan.weights == 2 * 371605830
+    assert plan.text == 4 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
+    assert plan.weights + plan.activations < plan.weights * 1.5
+    plan.check(plan.peak)
+    assert 10**7 < free_memory() < 10**14
+    with pytest.raises(ValueError, match=r"needs about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), free are 0.5 GB: use") as refusal:
+        plan.check(500_000_000)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,54 @@
+import json
+import warnings
+
+import pytest
+import torch
+from if_fixtures import GOLDEN
+from torch.testing import assert_close
+
+from minidiff.models.tokenizer import Tokenizer, plain
+
+CASES = json.loads((GOLDEN / "tiny-if-I.tokenizer.json").read_text())
+SPIECE = GOLDEN / "tiny-if-I/tokenizer/spiece.model"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(SPIECE)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if plain(c["text"]) == c["text"]], ids=lambda c: repr(c["text"][:20]))
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_ids_are_those_of_the_reference(case, tokenizer):
+    ids, mask = tokenizer([case["text"]])
+    assert ids[0].tolist() == case["input_ids"]
+    assert int(mask.sum()) == min(case["n_untruncated"], 77)
+
+
+def test_capitals_and_space_around_the_prompt_do_not_matter(tokenizer):
+    ids, mask = tokenizer(["  A Red FOX \n", "a red fox", ""])
+    assert_close(ids[0], ids[1])
+    assert ids[2].tolist() == [1] + [0] * 76
+    assert mask.sum(1).tolist() == [(ids[0] > 0).sum(), (ids[1] > 0).sum(), 1]
+
+
+def test_a_long_prompt_is_cut_and_the_warning_names_the_words(tokenizer):
+    long = "a photo of a red fox " * 20 + "in the snow"
+    with pytest.warns(UserWarning, match=r"(?s)tokens, the model reads 77: cut off is .*in the snow'; shorten"):
+        ids, mask = tokenizer([long])
+    assert ids.shape == (1, 77) and int(ids[0, -1]) == 1 and bool(mask.all())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exactly = tokenizer.pieces.decode(ids[0, :-1].tolist())
+        assert_close(tokenizer([exactly])[0], ids)
+
+
+def test_another_file_is_refused(tmp_path):
+    for bad in (tmp_path / "absent.model", GOLDEN / "README.md"):
+        with pytest.raises(ValueError, match="no sentencepiece model: get"):
+            Tokenizer(bad)
+
+
+def test_ids_are_whole_numbers_for_an_embedding(tokenizer):
+    ids, mask = tokenizer(["fox"])
+    assert ids.dtype == mask.dtype == torch.int64
