@@ -1,4 +1,4 @@
-"""Chapter 14. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
+"""Chapter 17. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
 
     schedule     ᾱ, and how an estimate of x_0 is kept in range: both in scheduler_config.json
     levels       which of the 1000 noise levels a walk visits: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++

@@ -1,9 +1,9 @@
-"""Chapter 12. The hub: where do the weights of a published model come from, and may they be believed?
+"""Chapter 15. The hub: where do the weights of a published model come from, and may they be believed?
 
 A model is a folder, or a name like DeepFloyd/IF-I-M-v1.0 that the hub knows; a folder never touches the network, and of the hub only
 the files asked for are fetched, once. Weights are safetensors, never pickles (which run code when they are opened). Their names and
 shapes are read first and must be exactly the network's; then tensor by tensor goes into a network that was built on "meta", so that
-at no time much more lies in memory than the weights that are kept. Next: deepfloyd.py, the models themselves.
+at no time much more lies in memory than the weights that are kept. Next: prompts.py, the text.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Chapter 8. Pretrained models: from a file to everything that a walk needs.
 
 A loader returns one frozen record: the network, its schedule, its range of pixels, and how conditions become denoisers. The
-file answers every question about itself, so the scripts ask for no flag that it answers. Next: the scripts.
+file answers every question about itself, so the scripts ask for no flag that it answers. Next: illusions.py.
 """
 
 from collections.abc import Iterator

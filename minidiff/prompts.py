@@ -1,4 +1,4 @@
-"""Chapter 13. Prompts: how does text become the vectors that IF's U-Nets read, and where are they kept?
+"""Chapter 16. Prompts: how does text become the vectors that IF's U-Nets read, and where are they kept?
 
     embeddings = embed(["an oil painting of a fox", ""], model, bank)          (B, 77, D)
 

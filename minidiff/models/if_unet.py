@@ -1,4 +1,4 @@
-"""Chapter 9. DeepFloyd IF's U-Net: how do a prompt and a noise level steer a network that paints pixels?
+"""Chapter 12. DeepFloyd IF's U-Net: how do a prompt and a noise level steer a network that paints pixels?
 
     stage I    x (B, 3, H, W)                                   -> ε, v        64 x 64 from noise
     stage II   x (B, 6, H, W), low-resolution image behind      -> ε, v        64 -> 256, told how noisy the low resolution is

@@ -1,4 +1,4 @@
-"""Chapter 10. T5: how does a prompt become vectors?
+"""Chapter 13. T5: how does a prompt become vectors?
 
 The encoder of T5 v1.1: every token asks all others, with a bias that knows their distance and no position of their own.
 

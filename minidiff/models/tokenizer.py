@@ -1,4 +1,4 @@
-"""Chapter 11. The tokenizer: how does a prompt become 77 numbers?
+"""Chapter 14. The tokenizer: how does a prompt become 77 numbers?
 
     ids = pieces(prompt)[:76] + [1], padded with 0 to 77        mask = 1 for the pieces and the end, 0 for padding
 
