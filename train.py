@@ -2,7 +2,8 @@
 
 Each run fills one folder (runs/TASK): loss.csv and loss.png, samples-epoch-*.png from one fixed noise, state.safetensors
 (all that --resume needs) and mnist-TASK.safetensors (the averaged weights with their settings: what sample.py loads).
-`torchrun --nproc_per_node=N train.py class` is the same run on N processes: the batch is split, the gradients are averaged.
+`torchrun --nproc_per_node=N train.py class` splits each batch over N processes and averages their gradients; BatchNorm then sees
+its own part of the batch only, so the weights are not those of one process to the bit.
 """
 
 import argparse
@@ -58,7 +59,7 @@ BETTER["class"] = BETTER["time"] | {"epochs": 10, "scale": 2.0}
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 
 
-def train(settings: dict, folder: Path, resume: bool, device: torch.device, save_every: float) -> None:
+def train(settings: dict, folder: Path, resume: bool, device: torch.device, save_every: float = 120, float32: bool = False) -> None:
     """The whole run: the loop, its checkpoints and what it writes into `folder`."""
     rank, world = start_processes(device)
     if settings["batch"] % world:
@@ -68,7 +69,7 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
     run = Run(settings, device)
     if resume:
         run.load(folder / "state.safetensors")
-    elif (folder / "state.safetensors").exists():
+    elif any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds a run: go on with --resume, or name another folder with --out")
     elif "init" in settings:
         run.begin_with(Path(settings["init"]))
@@ -76,12 +77,14 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
 
     unet = run.model.unet
     parallel = DistributedDataParallel(unet) if world > 1 else unet
-    bf16 = has_bf16(device)
+    bf16 = has_bf16(device) and not float32
     steps_per_epoch = len(digits) // settings["batch"]
     if rank == 0:
         parameters = sum(p.numel() for p in unet.parameters())
         print(f"{settings['task']}: {parameters:,} parameters, {steps_per_epoch} steps an epoch, {device}, {'bfloat16' if bf16 else 'float32'}, {folder}")
         print(f"settings: {settings}")
+        if run.epoch == settings["epochs"]:
+            print("this run is finished")
     while run.epoch < settings["epochs"]:
         unet.train()
         if run.order is None:
@@ -106,6 +109,7 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
                 saved = time.monotonic()
         bar.close()
         run.epoch, run.batch, run.order = run.epoch + 1, 0, None
+        run.check_finite()
         if rank == 0:
             write_results(run, folder)  # before the state: a run that is killed in between repeats them
             run.save(folder / "state.safetensors")
@@ -174,10 +178,15 @@ class Run:
     def recent_loss(self, count: int) -> float:
         return sum(self.losses[-count:]) / len(self.losses[-count:])
 
+    def check_finite(self) -> None:
+        """Raises ValueError when a weight is NaN or infinite: asked before anything good is overwritten."""
+        for model in (self.model, self.averaged):
+            if not all(bool(torch.isfinite(v).all()) for v in model.unet.state_dict().values()):
+                raise ValueError(f"the weights are no longer finite after step {self.steps}: the last good state is kept, lower the learning rate")
+
     def save(self, path: Path) -> None:
+        self.check_finite()
         tensors = {f"unet.{k}": v for k, v in self.model.unet.state_dict().items()}
-        if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
-            raise ValueError(f"the weights are no longer finite after step {self.steps}: the last good state is kept in {path}, lower the learning rate")
         tensors |= {f"ema.{k}": v for k, v in self.averaged.unet.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
@@ -188,20 +197,24 @@ class Run:
 
     def load(self, path: Path) -> None:
         tensors, record = load_tensors(path)
-        changed = [k for k in self.settings if self.settings[k] != record["settings"].get(k)]
-        if changed:
-            k = changed[0]
-            raise ValueError(f"the run in {path.parent} has {k} = {record['settings'].get(k)}, asked for {self.settings[k]}: resume with its own settings")
-        for prefix, model in (("unet.", self.model), ("ema.", self.averaged)):
-            model.unet.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        adam = self.optimiser.state_dict()
-        for i, p in enumerate(self.optimiser.param_groups[0]["params"]):
-            names = [k for k in tensors if k.startswith(f"adam.{i}.")]
-            adam["state"][i] = {k.split(".")[-1]: torch.empty_like(p).copy_(tensors[k]) if tensors[k].ndim else tensors[k] for k in names}
-        self.optimiser.load_state_dict(adam)
-        self.generator.set_state(tensors["generator"])
-        self.losses, self.order = tensors["losses"].tolist(), tensors.get("order")
-        self.epoch, self.batch, self.steps = record["epoch"], record["batch"], record["steps"]
+        theirs = record.get("settings", {})
+        for k in sorted(self.settings.keys() | theirs.keys()):
+            if self.settings.get(k) != theirs.get(k):
+                raise ValueError(f"the run in {path.parent} has {k} = {theirs.get(k)}, asked for {self.settings.get(k)}: resume with its own settings")
+        try:
+            for prefix, model in (("unet.", self.model), ("ema.", self.averaged)):
+                model.unet.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            adam = self.optimiser.state_dict()
+            for i, p in enumerate(self.optimiser.param_groups[0]["params"]):
+                moments = {k: torch.empty_like(p).copy_(tensors[f"adam.{i}.{k}"]) for k in ("exp_avg", "exp_avg_sq")}
+                adam["state"][i] = moments | {"step": tensors[f"adam.{i}.step"].clone()}
+            self.optimiser.load_state_dict(adam)
+            self.generator.set_state(tensors["generator"].clone())
+            self.losses = tensors["losses"].tolist()
+            self.order = tensors["order"].clone() if "order" in tensors else None
+            self.epoch, self.batch, self.steps = record["epoch"], record["batch"], record["steps"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is no state of this run ({' '.join(str(error).split())[:120]}): start again in another folder") from None
 
 
 def write_results(run: Run, folder: Path) -> None:
@@ -258,6 +271,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
     parser.add_argument("--init", type=Path, help="begin with the weights of another network of train.py's, as far as the two have the same layers")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved after each epoch too")
     args = parser.parse_args(argv)
@@ -265,11 +279,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise ValueError(f"a task is one of {', '.join(COURSE)}, got {args.task!r}")
     if args.preset not in ("better", "course"):
         raise ValueError(f"--preset wants better or course, got {args.preset!r}")
-    for name in ("width", "epochs"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name} wants a whole number of at least 1, got {value}")
-    if not 256 <= args.limit <= 60_000:
-        raise ValueError(f"--limit wants 256 to 60000 digits, got {args.limit}")
+    for name, low, high in (("width", 1, 1024), ("epochs", 1, 10_000), ("limit", 256, 60_000), ("seed", 0, 2**32 - 1), ("save_every", 0, 1e6)):
+        if (value := getattr(args, name)) is not None and not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} wants {low} to {high}, got {value}")
     args.out = args.out or Path("runs") / args.task
     return args
 
@@ -281,7 +293,7 @@ def main(argv: list[str]) -> int:
         settings |= {"preset": args.preset, "seed": args.seed, "limit": args.limit}
         settings |= {name: value for name in ("width", "epochs") if (value := getattr(args, name)) is not None}
         settings |= {"init": str(args.init)} if args.init else {}
-        train(settings, args.out, args.resume, choose_device(args.device), args.save_every)
+        train(settings, args.out, args.resume, choose_device(args.device), args.save_every, args.float32)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -27,10 +27,14 @@ def replaced(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)
-        with open(temporary, "rb") as f:
+        with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}): make room, or give --out another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,7 +46,7 @@ def check_writable(path: str | Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give --out a place that can be written") from None
@@ -72,7 +76,10 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} holds no minidiff settings: it wants a file written by train.py")
     if metadata.get("sha256") != _digest(tensors, metadata["minidiff"]):
         raise ValueError(f"{path} was changed after it was written (its sha256 is wrong): get it again")
-    return tensors, json.loads(metadata["minidiff"])
+    record = json.loads(metadata["minidiff"])
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds {record!r} in place of its settings: get it again")  # noqa: TRY004, a wrong file like the others
+    return tensors, record
 
 
 def _digest(tensors: dict[str, Tensor], record: str) -> str:

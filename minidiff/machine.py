@@ -9,15 +9,11 @@ import torch.distributed as dist
 
 def choose_device(name: str | None = None) -> torch.device:
     """The device of that name, or the best there is; under torchrun, this process's own. Raises ValueError for one that is not there."""
-    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name or best)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"--device wants a device of this machine (cpu, {best}), got {name!r}") from None
-    if device.type != "cpu" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
-    return device
+    best = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    if name not in (None, "cpu", best):
+        raise ValueError(f"--device wants {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
+    name = name or best
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name != "cpu" else torch.device("cpu")
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:
@@ -32,6 +28,9 @@ def start_processes(device: torch.device) -> tuple[int, int]:
 
 class Parser(argparse.ArgumentParser):
     """Wrong arguments become a ValueError, so that a script says every error the same way: one sentence, exit code 2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:
         raise ValueError(message)

@@ -1,16 +1,19 @@
 """The hand-written digits: 60,000 to train on and 10,000 to test with, offline.
 
-torchvision reads the four canonical files and checks their md5; `data/README.md` says where they come from.
+The four canonical files are checked against torchvision's md5 sums and read as they lie there, compressed: nothing is downloaded
+or unpacked, so several processes can read at once, and from a read-only folder. `data/README.md` says where they come from.
 """
 
+import gzip
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parent.parent / "data"  # beside the package: minidiff is installed with `pip install -e .`
 
 
 def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
@@ -23,8 +26,13 @@ def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
         if not check_integrity(str(raw / name), md5):
             state = "is damaged (its md5 is wrong)" if (raw / name).exists() else "is missing"
             raise ValueError(f"{raw / name} {state}: restore it with `git checkout -- data`, or copy the canonical MNIST file there")
-    digits = MNIST(root, train=train, download=True)  # all four files are there: unpacks, downloads nothing
-    return digits.data[:, None], digits.targets
+    images, labels = (name for name, _ in MNIST.resources if name.startswith("train") == train)
+    return _read(raw / images, 16).view(-1, 1, 28, 28), _read(raw / labels, 8).long()
+
+
+def _read(path: Path, header: int) -> Tensor:
+    """The bytes of an IDX file after its header."""
+    return torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy())
 
 
 def to_pixels(images: Tensor, low: float = -1, high: float = 1) -> Tensor:

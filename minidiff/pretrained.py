@@ -4,6 +4,7 @@ A loader returns one frozen record: the network, its schedule, its range of pixe
 file answers every question about itself, so the scripts ask for no flag that it answers. Next: illusions.py.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from minidiff.models.mnist_unet import UNet
 from minidiff.sampling import Step, noise_per_image, sample
 from minidiff.schedule import cosine, linear, linear_to_noise
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # beside the package: minidiff is installed with `pip install -e .`
 SCHEDULES = {"linear": linear, "linear_to_noise": linear_to_noise, "cosine": cosine}
 
 
@@ -70,7 +71,11 @@ def build(settings: dict, device: str = "cpu") -> Digits:
     with torch.device(device):
         unet = UNet(settings["width"], time=task != "denoiser", classes=classes)
     alpha_bar = None if task == "denoiser" else SCHEDULES[settings["schedule"]](settings["T"])
-    return Digits(task, unet, alpha_bar, tuple(settings["pixels"]), classes, settings.get("target", "image"), settings.get("scale", 1))
+    low, high = (float(value) for value in settings["pixels"])
+    scale, target = float(settings.get("scale", 1)), settings.get("target", "image")
+    if not low < high or not math.isfinite(high - low) or not math.isfinite(scale) or target not in ("eps", "velocity", "image"):
+        raise ValueError(f"pixels {low} to {high}, scale {scale}, target {target!r}")
+    return Digits(task, unet, alpha_bar, (low, high), classes, target, scale)
 
 
 def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
@@ -92,10 +97,10 @@ def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
     try:
         model = build(settings, "meta")  # names and shapes alone: nothing is allocated before they fit
         model.unet.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the network that its settings describe ({str(error).splitlines()[-1].strip()}): get it again") from None
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path} does not hold the network that its settings describe ({' '.join(str(error).split())[:200]}): get it again") from None
     for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise ValueError(f"{path} holds numbers that are not finite (in {key}): train it again from an earlier state")
     model.unet.eval().requires_grad_(False)
     return model

@@ -43,17 +43,6 @@ def test_a_run_writes_its_curve_its_samples_its_state_and_its_weights(runs, task
     assert len((runs / task / "loss.csv").read_text().splitlines()) == 1 + 2 * (256 // settings["batch"])
 
 
-def test_the_preset_course_is_the_assignment_to_the_letter():
-    for task in ("time", "class"):
-        s = train.COURSE[task]
-        assert (s["T"], s["schedule"], s["lr"], s["batch"], s["epochs"], s["width"], s["target"], s["ema"], s["pixels"]) == (300, "linear", 1e-3, 128, 20, 64, "eps", 0, [0, 1])
-        assert [train.learning_rate(s, step, 468) for step in (0, 467, 468)] == pytest.approx([1e-3, 1e-3, 1e-3 * 0.1 ** (1 / 20)])
-    assert (train.COURSE["class"]["p_uncond"], train.COURSE["class"]["scale"]) == (0.1, 5.0)
-    s = train.COURSE["denoiser"]
-    assert (s["sigma"], s["lr"], s["batch"], s["epochs"], s["width"]) == (0.5, 1e-4, 256, 5, 128)
-    assert train.learning_rate(s, 900, 234) == 1e-4
-
-
 def test_the_course_preset_runs(tmp_path):
     assert train.main(["class", *SMALL, "--preset", "course", "--epochs", "1", "--out", str(tmp_path)]) == 0
     _, settings = load_tensors(tmp_path / "mnist-class.safetensors")
@@ -95,56 +84,13 @@ def test_a_run_can_begin_with_the_layers_of_another_network(runs, capsys):
     assert not (runs / "never").exists()
 
 
-def test_label_dropout_drops_a_tenth_of_the_labels_and_each_as_a_whole(monkeypatch):
-    seen = []
-    monkeypatch.setattr(train.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t)))
-    run = train.Run(train.COURSE["class"] | {"width": 1, "seed": 1}, torch.device("cpu"))
-    labels = torch.arange(20_000) % 10
-    train.loss(run, run.model.unet, torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), labels, slice(None))
-    c, t = seen[0]
-    kept = c.sum(1)
-    assert set(kept.tolist()) == {0.0, 1.0}
-    assert abs(float(kept.mean()) - 0.9) < 0.01
-    assert_close(c[kept == 1].argmax(1), labels[kept == 1])
-    assert (int(t.min()), int(t.max())) == (1, 300)
-
-
-def test_the_noise_of_training_is_gaussian_and_fresh(monkeypatch):
-    seen = []
-    monkeypatch.setattr(train.training, "denoiser_loss", lambda unet, x_0, eps, sigma: seen.append(eps))
-    run = train.Run(train.COURSE["denoiser"] | {"width": 1, "seed": 1}, torch.device("cpu"))
-    for _ in range(2):
-        train.loss(run, run.model.unet, torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.zeros(100), slice(None))
-    assert abs(float(seen[0].mean())) < 0.02
-    assert abs(float(seen[0].std()) - 1) < 0.02
-    assert float(seen[0].min()) < -3
-    assert not torch.equal(*seen)
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, capsys):
-    command = ["time", *SMALL, "--epochs", "2", "--out", str(tmp_path)]
-    honest = train.loss
-    monkeypatch.setattr(train, "loss", lambda run, *args: honest(run, *args) * (float("nan") if run.epoch == 1 else 1))
-    assert train.main(command) == 2
-    assert "loss is nan in epoch 2, step 1" in capsys.readouterr().err
-    tensors, record = load_tensors(tmp_path / "state.safetensors")
-    assert record["epoch"] == 1
-    assert all(bool(v.isfinite().all()) for v in tensors.values())
-
-
-def test_batchnorm_trains_with_batch_statistics_and_samples_with_running_ones(runs):
-    tensors, _ = load_tensors(model(runs, "time"))
-    assert float(tensors["enter.0.1.running_mean"].abs().max()) > 0
-    assert not sample.load_digits(model(runs, "time"), ("time",)).unet.training
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["clas"], "a task is one of denoiser, time, class, got 'clas'"),
         (["class", "--preset", "best"], "--preset wants better or course, got 'best'"),
-        (["class", "--epochs", "0"], "--epochs wants a whole number of at least 1, got 0"),
-        (["class", "--limit", "5"], "--limit wants 256 to 60000 digits, got 5"),
+        (["class", "--epochs", "0"], "--epochs wants 1 to 10000, got 0"),
+        (["class", "--limit", "5"], "--limit wants 256 to 60000, got 5"),
         (["class", "--device", "toaster"], "got 'toaster'"),
         (["class", "--resume", "--out", "/nowhere/at/all"], "there is no file /nowhere/at/all/state.safetensors"),
         (["class", "--banana"], "banana"),
@@ -306,12 +252,7 @@ def torchrun(*command):
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)], env=environment, capture_output=True, text=True, cwd=HERE, check=False)
 
 
-def test_two_processes_train_one_network_and_draw_the_same_images(runs, tmp_path):
-    result = torchrun("train.py", "class", *SMALL, "--epochs", 1, "--out", tmp_path, "--device", "cpu")
-    assert result.returncode == 0, result.stderr
-    together, alone = load_tensors(tmp_path / "state.safetensors")[0], load_tensors(runs / "class" / "state.safetensors")[0]
-    assert len(together["losses"]) == 2
-    assert_close(together["losses"][0], alone["losses"][0], rtol=0.2, atol=0)
+def test_two_processes_draw_the_same_images(runs, tmp_path):
     result = torchrun("sample.py", "digits", "-n", 5, "--steps", 2, "--model", model(runs, "class"), "--out", tmp_path / "two.safetensors", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     x, labels = arrays(runs, tmp_path, "-n", 5, "--steps", 2)

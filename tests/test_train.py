@@ -1,0 +1,186 @@
+"""train.py against the same training written out by hand: which images, which noise, which rate, which average, which gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import train
+from minidiff import mnist
+from minidiff.files import load_tensors
+from minidiff.models.mnist_unet import UNet
+from minidiff.schedule import linear, linear_to_noise
+
+HERE = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+SMALL = ["--width", "4", "--limit", "256"]
+
+
+def by_hand(settings, steps):
+    """A plain loop, after train.py's own settings: the random numbers in the order in which they are drawn, Adam, rate and average written out."""
+    torch.manual_seed(137)
+    unet = UNet(4, time=True, classes=10).to(memory_format=torch.channels_last)
+    average = {k: v.clone() for k, v in unet.state_dict().items()}
+    adam, g = torch.optim.Adam(unet.parameters()), torch.Generator().manual_seed(137)
+    digits, labels = mnist.load(train=True)
+    alpha_bar = {"linear": linear(300), "linear_to_noise": linear_to_noise(300)}[settings["schedule"]]
+    order = torch.randperm(256, generator=g)
+    for k in range(steps):
+        i = order[128 * k : 128 * (k + 1)]
+        low, high = settings["pixels"]
+        x_0 = low + (high - low) * digits[i].float() / 255
+        eps = torch.randn(128, 1, 28, 28, generator=g)
+        t = torch.randint(1, 301, (128,), generator=g)
+        keep = torch.rand(128, generator=g) >= 0.1
+        a = alpha_bar[t].float().reshape(128, 1, 1, 1)
+        wanted = eps if settings["target"] == "eps" else a.sqrt() * eps - (1 - a).sqrt() * x_0
+        loss = (unet(a.sqrt() * x_0 + (1 - a).sqrt() * eps, t.reshape(128, 1) / 300, torch.eye(10)[labels[i]] * keep.reshape(128, 1)) - wanted).square().mean()
+        adam.param_groups[0]["lr"] = settings["rates"][k]
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        decay = min(settings["ema"], k / (k + 10))
+        average = {n: decay * average[n] + (1 - decay) * v if v.is_floating_point() else v.clone() for n, v in unet.state_dict().items()}
+    return unet.state_dict(), average
+
+
+@pytest.mark.parametrize("preset", ["better", "course"])
+def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
+    settings = train.COURSE["class"] | {"width": 4, "epochs": 1, "lr": 0.01, "seed": 137, "limit": 256}
+    if preset == "better":
+        settings |= train.BETTER["class"] | {"epochs": 1, "lr": 0.01, "warmup": 1, "ema": 0.08}
+    monkeypatch.setattr(train, "SAMPLED", ())
+    monkeypatch.setattr(train, "preview", lambda model, settings: train.images.grid(torch.zeros(1, 1, 4, 4), 1))
+    train.train(settings, tmp_path, False, CPU, float32=True)
+    rates = [0.01, 0.01] if preset == "course" else [0.01 / 2, 0.01 * 0.5]  # half way up; at the top, and half way down the cosine
+    weights, average = by_hand(settings | {"rates": rates}, 2)
+    state, written = load_tensors(tmp_path / "state.safetensors")[0], load_tensors(tmp_path / "mnist-class.safetensors")[0]
+    for name, tensor in weights.items():
+        if tensor.ndim < 2:
+            continue  # a bias before BatchNorm has gradient 0 but for rounding, and Adam makes whole steps of that
+        assert_close(state[f"unet.{name}"], tensor, rtol=1e-4, atol=1e-5)
+        assert_close(written[name], average[name] if preset == "better" else tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path):
+    """One step of the denoiser with Adam, whose first step is lr · g/|g|: the sign of the averaged gradient, wherever that is clear."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "denoiser", "--preset", "course"]
+    more = ["--width", "4", "--limit", "256", "--epochs", "1", "--float32", "--device", "cpu", "--out", str(tmp_path)]
+    result = subprocess.run([*command, *more], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=HERE, check=False)
+    assert result.returncode == 0, result.stderr
+    torch.manual_seed(137)
+    unet, g = UNet(4), torch.Generator().manual_seed(137)
+    start = {k: v.clone() for k, v in unet.named_parameters()}
+    x = mnist.to_pixels(mnist.load(train=True)[0][torch.randperm(256, generator=g)], 0, 1)
+    eps = torch.randn(x.shape, generator=g)
+    halves = []
+    for rank in range(2):
+        unet.zero_grad()
+        F.mse_loss(unet(x[rank::2] + 0.5 * eps[rank::2]), x[rank::2]).backward()
+        halves.append({k: p.grad.clone() for k, p in unet.named_parameters()})
+    trained, _ = load_tensors(tmp_path / "state.safetensors")
+    for name, before in start.items():
+        one, other = (half[name] for half in halves)
+        mean = (one + other) / 2
+        clear = mean.abs() > 1e-4
+        assert_close((trained[f"unet.{name}"] - before)[clear], (-1e-4 * mean.sign())[clear], rtol=0, atol=2e-6)
+        assert_close(trained[f"adam.{list(start).index(name)}.exp_avg"].flatten(), 0.1 * mean.flatten(), rtol=1e-3, atol=1e-6)  # a bias before BatchNorm has gradient 0, but for rounding
+
+
+def test_the_rate_warms_up_in_a_line_and_falls_along_a_cosine():
+    s = {"lr": 8.0, "decay": "cosine", "warmup": 3, "epochs": 2}
+    rates = [train.learning_rate(s, step, 10) for step in (0, 1, 10, 20)]
+    assert rates == pytest.approx([2.0, 4.0 * 0.9938441702975689, 4.0, 0.0])
+
+
+def test_a_preview_changes_nothing_and_training_goes_on_in_training_mode(tmp_path):
+    """Only batches seen in training mode are counted by BatchNorm, so the count tells both."""
+    settings = train.COURSE["time"] | {"width": 4, "epochs": 2, "seed": 137, "limit": 256}
+    train.train(settings, tmp_path, False, CPU)
+    tensors, record = load_tensors(tmp_path / "state.safetensors")
+    assert record["steps"] == 4
+    assert [int(v) for k, v in tensors.items() if k.startswith("unet.") and k.endswith("num_batches_tracked")] == [4] * 17
+
+
+def test_each_epoch_goes_through_the_digits_in_an_order_of_its_own(monkeypatch, tmp_path):
+    seen = []
+    honest = train.loss
+    monkeypatch.setattr(train, "loss", lambda run, unet, digits, *rest: seen.append(digits.flatten(1).float().mean(1)) or honest(run, unet, digits, *rest))
+    monkeypatch.setattr(train, "SAMPLED", ())
+    train.train(train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256}, tmp_path, False, CPU)
+    brightness = mnist.load(train=True)[0][:256].flatten(1).float().mean(1)
+    first, second = torch.cat(seen[:2]), torch.cat(seen[2:])
+    for epoch in (first, second):
+        assert_close(epoch.sort().values, brightness.sort().values)
+        assert not torch.equal(epoch, brightness)
+    assert not torch.equal(first, second)
+
+
+def test_nothing_good_is_overwritten_by_weights_that_are_not_finite(tmp_path, monkeypatch, capsys):
+    honest = train.Run.count
+
+    def spoil(run, value):
+        honest(run, value)
+        if run.epoch == 1 and run.batch == 2:
+            run.model.unet.leave[1].bias.data.fill_(float("nan"))
+
+    monkeypatch.setattr(train.Run, "count", spoil)
+    assert train.main(["time", "--width", "4", "--limit", "256", "--epochs", "2", "--out", str(tmp_path)]) == 2
+    assert "no longer finite" in capsys.readouterr().err
+    for name, key in (("state", "epoch"), ("mnist-time", "epoch")):
+        tensors, record = load_tensors(tmp_path / f"{name}.safetensors")
+        assert record[key] == 1
+        assert all(bool(v.isfinite().all()) for v in tensors.values())
+
+
+def test_the_preset_course_is_the_assignment_to_the_letter():
+    for task in ("time", "class"):
+        s = train.COURSE[task]
+        assert (s["T"], s["schedule"], s["lr"], s["batch"], s["epochs"], s["width"], s["target"], s["ema"], s["pixels"]) == (300, "linear", 1e-3, 128, 20, 64, "eps", 0, [0, 1])
+        assert [train.learning_rate(s, step, 468) for step in (0, 467, 468)] == pytest.approx([1e-3, 1e-3, 1e-3 * 0.1 ** (1 / 20)])
+    assert (train.COURSE["class"]["p_uncond"], train.COURSE["class"]["scale"]) == (0.1, 5.0)
+    s = train.COURSE["denoiser"]
+    assert (s["sigma"], s["lr"], s["batch"], s["epochs"], s["width"]) == (0.5, 1e-4, 256, 5, 128)
+    assert train.learning_rate(s, 900, 234) == 1e-4
+
+
+def test_label_dropout_drops_a_tenth_of_the_labels_and_each_as_a_whole(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t)))
+    run = train.Run(train.COURSE["class"] | {"width": 1, "seed": 1}, torch.device("cpu"))
+    labels = torch.arange(20_000) % 10
+    train.loss(run, run.model.unet, torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), labels, slice(None))
+    c, t = seen[0]
+    kept = c.sum(1)
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert abs(float(kept.mean()) - 0.9) < 0.01
+    assert_close(c[kept == 1].argmax(1), labels[kept == 1])
+    assert (int(t.min()), int(t.max())) == (1, 300)
+
+
+def test_the_noise_of_training_is_gaussian_and_fresh(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "denoiser_loss", lambda unet, x_0, eps, sigma: seen.append(eps))
+    run = train.Run(train.COURSE["denoiser"] | {"width": 1, "seed": 1}, torch.device("cpu"))
+    for _ in range(2):
+        train.loss(run, run.model.unet, torch.zeros(100, 1, 28, 28, dtype=torch.uint8), torch.zeros(100), slice(None))
+    assert abs(float(seen[0].mean())) < 0.02
+    assert abs(float(seen[0].std()) - 1) < 0.02
+    assert float(seen[0].min()) < -3
+    assert not torch.equal(*seen)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, capsys):
+    command = ["time", *SMALL, "--epochs", "2", "--out", str(tmp_path)]
+    honest = train.loss
+    monkeypatch.setattr(train, "loss", lambda run, *args: honest(run, *args) * (float("nan") if run.epoch == 1 else 1))
+    assert train.main(command) == 2
+    assert "loss is nan in epoch 2, step 1" in capsys.readouterr().err
+    tensors, record = load_tensors(tmp_path / "state.safetensors")
+    assert record["epoch"] == 1
+    assert all(bool(v.isfinite().all()) for v in tensors.values())
