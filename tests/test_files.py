@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from minidiff import files, images, mnist, pretrained
+from minidiff.sampling import ddpm_step, last, seeded
+from minidiff.schedule import cosine, linear, linear_to_noise
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
 
@@ -20,6 +24,20 @@ def test_tensors_and_their_record_come_back(tmp_path):
     assert record == {"seed": 1, "pixels": [-1, 1]}
     for name, tensor in TENSORS.items():
         assert_close(tensors[name], tensor, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path):
+    code = "import resource, sys, torch; from minidiff import files; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); import signal; "
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); files.save_tensors({'a': torch.zeros(10000)}, sys.argv[1], {})"
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.safetensors")], capture_output=True, text=True, check=False)
+    assert f"OSError: cannot write {tmp_path / 'x.safetensors'}" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_record_that_is_no_dict_is_refused(tmp_path):
+    files.save_tensors(TENSORS, tmp_path / "x.safetensors", [1, 2])
+    with pytest.raises(ValueError, match=r"holds \[1, 2\] in place of its settings"):
+        files.load_tensors(tmp_path / "x.safetensors")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
@@ -97,6 +115,29 @@ def test_a_network_comes_back_with_its_schedule_range_and_scale_in_eval_mode(wei
     assert not any(m.training for m in model.unet.modules())
 
 
+@pytest.mark.parametrize(("name", "table"), [("linear", linear(30)), ("linear_to_noise", linear_to_noise(30)), ("cosine", cosine(30))])
+def test_the_schedule_of_a_network_is_the_one_that_its_file_names(name, table):
+    assert_close(pretrained.build(SETTINGS | {"schedule": name}).alpha_bar, table, rtol=0, atol=0)
+
+
+class Far(torch.nn.Module):
+    """A network whose noise is so wrong that the estimate of x_0 lies far above the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t, c=None):
+        return x - 100
+
+
+@pytest.mark.parametrize("pixels", [(-1, 1), (0, 1), (0, 2)])
+def test_a_walk_is_clipped_to_the_range_that_the_network_was_trained_on(pixels):
+    model = pretrained.Digits("time", Far(), linear(30), pixels, 0, "eps")
+    x = last(model.draw(seeded(1, 0, 2), [30, 20, 10, 0], ddpm_step))
+    assert_close(x, torch.full_like(x, pixels[1]))
+
+
 def rewritten(path, change, settings=SETTINGS):
     tensors, _ = files.load_tensors(path)
     change(tensors)
@@ -113,6 +154,11 @@ def rewritten(path, change, settings=SETTINGS):
         (lambda t: None, SETTINGS | {"width": 8}, "does not hold the network"),
         (lambda t: None, SETTINGS | {"width": 10**7}, "does not hold the network"),
         (lambda t: None, SETTINGS | {"schedule": "square"}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"pixels": [1, -1]}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"pixels": "ab"}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"scale": None}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"T": 0}, "does not hold the network"),
+        (lambda t: None, SETTINGS | {"width": 0}, "does not hold the network"),
         (lambda t: None, {"task": "class"}, "does not hold the network"),
         (lambda t: None, SETTINGS | {"task": "time"}, "kind 'time', wanted class"),
     ],

@@ -72,14 +72,16 @@ def test_shapes_on_the_way_are_those_of_the_course():
     }  # fmt: skip
 
 
-def test_each_block_is_convolution_batchnorm_gelu_and_the_output_is_a_bare_convolution():
-    unet = UNet(8)
-    names = [type(m).__name__ for m in unet.modules() if not list(m.children())]
-    assert names[-1] == "Conv2d"
-    body = [n for n in names[:-1] if n != "AvgPool2d"]
-    assert [n for n in body if n == "GELU"] == ["GELU"] * 18  # 13 convolutions down and up, 3 up, unflatten, flatten
-    assert names.count("BatchNorm2d") == 17
-    assert names.count("ConvTranspose2d") == 3
+def test_each_block_is_convolution_batchnorm_gelu_in_this_order_and_the_output_a_bare_convolution():
+    leaves = [type(m).__name__ for m in UNet(8).modules() if not list(m.children())]
+    down, up = ["Conv2d", "BatchNorm2d", "GELU"], ["ConvTranspose2d", "BatchNorm2d", "GELU"]
+    assert leaves == [*down * 2, *down * 3, *down * 3, "AvgPool2d", "GELU", *up, *up, *down * 2, *up, *down * 2, *down * 2, "Conv2d"]
+
+
+def test_a_condition_passes_two_linear_layers_with_a_gelu_between():
+    unet = UNet(8, time=True, classes=10)
+    for block in (unet.time1, unet.time2, unet.class1, unet.class2):
+        assert [type(m).__name__ for m in block] == ["Linear", "GELU", "Linear"]
 
 
 def test_time_and_label_change_the_answer():
