@@ -17,7 +17,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
 from minidiff import files, images, mnist, sampling
+from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, clip_to, predict_x0
 from minidiff.machine import Parser, choose_device, start_processes
 from minidiff.pretrained import Digits, load_digits
@@ -37,13 +39,19 @@ from minidiff.schedule import evenly_spaced
 SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
 BLUR = {0: 0.1, 0.2: 0.6, 0.4: 0.9, 0.5: 1.0, 0.6: 1.1, 0.8: 1.3, 1.0: 1.5}  # sigma of the noise -> sigma of the blur, in pixels: the best PSNR of each
 ARRAYS = (".safetensors", ".npz")
+Walk = Iterator[tuple[int, Tensor]]
 
 
+@dataclass
 class Result:
     """What a lesson made: a picture, and the arrays behind it. Frames where it was asked for an animation."""
 
-    def __init__(self, x: Tensor, labels: Tensor, picture: Image.Image | None, says: str, frames: list[Image.Image] | None = None):
-        self.images, self.labels, self.picture, self.says, self.frames = x, labels, picture, says, frames
+    images: Tensor
+    labels: Tensor
+    picture: Image.Image | None
+    says: str
+    frames: list[Image.Image] = field(default_factory=list)
+    more: dict[str, Tensor] = field(default_factory=dict)  # arrays besides images and labels
 
 
 # ---------------------------------------------------------------------------------------------------------------- lessons
@@ -51,40 +59,29 @@ class Result:
 
 def digits(args: argparse.Namespace) -> Result:
     model = load(args, "class", "time")
-    labels = torch.tensor(args.digit)[torch.arange(args.n) % len(args.digit)] if model.classes else None
-    rank, world = start_processes(args.device)
-    mine = range(args.n)[rank * args.n // world : (rank + 1) * args.n // world]
-    result, frames = torch.empty(len(mine), 1, 28, 28), []
-    steps = len(timesteps(args, model)) - 1
-    bar = tqdm(total=len(mine) * steps, unit="image-step", disable=rank > 0, leave=False)
-    for first in range(mine.start, mine.stop, args.batch):
-        part = range(first, min(first + args.batch, mine.stop))
-        c = labels[part].to(args.device) if labels is not None else None
-        for _, x in walk(args, model, part, c, args.scale[0]):
-            if args.gif and first == 0:
-                frames.append(sheet(args, images.to_unit(x, *model.pixels)))
-            bar.update(len(part))
-        result[first - mine.start : part.stop - mine.start] = images.to_unit(x, *model.pixels).cpu()
-    bar.close()
-    if world > 1:
-        parts = [None] * world
-        dist.gather_object(result, parts if rank == 0 else None)
-        dist.destroy_process_group()
-        if rank > 0:
-            sys.exit()
-        result = torch.cat(parts)
+    labels = labels_of(args, model)
+    steps, frames = len(timesteps(args, model)) - 1, []
+
+    def walk(part: range, noise: sampling.Noise) -> Walk:
+        c = labels[part].to(args.device) if model.classes else None
+        return from_noise(args, model, model.denoiser(c, args.scale[0]), len(part), noise)
+
+    x = images.to_unit(drawn(args, walk, steps, frames if args.gif else None), *model.pixels)
     if args.threshold:
-        result[result < args.threshold] = 0
-    picture = sheet(args, result) if is_picture(args) else None
+        x[x < args.threshold] = 0
+    frames = [sheet(args, images.to_unit(frame, *model.pixels)) for frame in frames]
     says = f"{args.n} digits, {args.sampler}, {steps} steps" + (f", guidance {args.scale[0]:g}" if model.classes else "")
-    return Result(result, labels if labels is not None else torch.full((args.n,), -1), picture, says, frames)
+    return Result(x, labels, sheet(args, x) if is_picture(args) else None, says, frames)
 
 
 def guidance(args: argparse.Namespace) -> Result:
     model = load(args, "class")
     labels = torch.tensor(args.digit)
-    noise_of = range(len(labels))
-    rows = [images.to_unit(sampling.last(walk(args, model, noise_of, labels.to(args.device), scale)), *model.pixels).cpu() for scale in tqdm(args.scale, leave=False)]
+    rows = []
+    for scale in tqdm(args.scale, leave=False):
+        noise = sampling.noise_per_image(sampling.seeded(args.seed, 0, len(labels)))
+        x = sampling.last(from_noise(args, model, model.denoiser(labels.to(args.device), scale), len(labels), noise))
+        rows.append(images.to_unit(x, *model.pixels).cpu())
     picture = images.beside(images.grid(torch.cat(rows), len(labels)), [f"{scale:g}" for scale in args.scale])
     return Result(torch.cat(rows), labels.repeat(len(args.scale)), picture, f"guidance scales {args.scale}, one row each, from the same noise")
 
@@ -181,8 +178,44 @@ def step_of(args: argparse.Namespace) -> sampling.Step:
     return {"dpm": sampling.dpm_solver(), "ddim": sampling.ddim(args.eta), "ddpm": sampling.ddpm_step, "ddpm-large": sampling.ddpm_large_step}[args.sampler]
 
 
-def walk(args: argparse.Namespace, model: Digits, which: range, c: Tensor | None, scale: float) -> Iterator[tuple[int, Tensor]]:
-    return model.draw(sampling.seeded(args.seed, which.start, len(which)), timesteps(args, model), step_of(args), c, scale)
+def how(args: argparse.Namespace, model: Digits, noise: sampling.Noise) -> dict:
+    """What every walk of a lesson is told besides its denoiser and its levels."""
+    return {"step": step_of(args), "clip": clip_to(*model.pixels), "noise": noise}
+
+
+def from_noise(args: argparse.Namespace, model: Digits, denoiser: Denoiser, count: int, noise: sampling.Noise) -> Walk:
+    x = noise(torch.empty(count, 1, 28, 28, device=args.device))
+    return sampling.sample(denoiser, x, timesteps(args, model), model.alpha_bar, **how(args, model, noise))
+
+
+def drawn(args: argparse.Namespace, walk: Callable[[range, sampling.Noise], Walk], steps: int, frames: list[Tensor] | None = None) -> Tensor:
+    """The last images of n walks, (n, 1, 28, 28) in the model's pixels on the CPU; into `frames` go all of the first batch.
+
+    walk: (part, noise) -> the walk of the images in this part of range(n), each with a noise of its own: image k is the same in
+          batches of any size (--batch), and for any number of processes that share the work
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = range(args.n)[rank * args.n // world : (rank + 1) * args.n // world]
+    result = torch.empty(len(mine), 1, 28, 28)
+    with tqdm(total=len(mine) * steps, unit="image-step", disable=rank > 0, leave=False) as bar:
+        for first in range(mine.start, mine.stop, args.batch):
+            part = range(first, min(first + args.batch, mine.stop))
+            for _, x in walk(part, sampling.noise_per_image(sampling.seeded(args.seed, first, len(part)))):
+                if frames is not None and first == 0:
+                    frames.append(x.cpu())
+                bar.update(len(part))
+            result[first - mine.start : part.stop - mine.start] = x.cpu()
+    if world == 1:
+        return result
+    parts = [None] * world
+    dist.all_gather_object(parts, result)
+    return torch.cat(parts)
+
+
+def labels_of(args: argparse.Namespace, model: Digits) -> Tensor:
+    """The label of each of the n images, --digit in turn; −1 for none."""
+    digit = torch.tensor(args.digit if args.digit and model.classes else [-1])
+    return digit[torch.arange(args.n) % len(digit)]
 
 
 def test_digits(args: argparse.Namespace, pixels: tuple[float, float] = (0, 1)) -> tuple[Tensor, Tensor]:
@@ -222,14 +255,14 @@ def is_picture(args: argparse.Namespace) -> bool:
 
 
 def save(args: argparse.Namespace, result: Result, settings: dict) -> list[Path]:
-    written = [args.out]
+    written, arrays = [args.out], {"images": result.images, "labels": result.labels, **result.more}
     if is_picture(args):
         images.save_png(result.picture, args.out, settings)
     elif args.out.suffix == ".npz":
         with files.replaced(args.out) as temporary, open(temporary, "wb") as file:
-            np.savez(file, images=result.images.numpy(), labels=result.labels.numpy(), settings=json.dumps(settings))
+            np.savez(file, **{name: array.numpy() for name, array in arrays.items()}, settings=json.dumps(settings))
     else:
-        files.save_tensors({"images": result.images, "labels": result.labels}, args.out, settings)
+        files.save_tensors(arrays, args.out, settings)
     if args.gif:
         written.append(args.out.with_suffix(".gif"))
         images.save_gif(result.frames, written[-1])
@@ -310,11 +343,17 @@ def main(argv: list[str]) -> int:
     try:
         args = arguments(argv)
         settings = {k: str(v) if isinstance(v, Path | torch.device) else v for k, v in vars(args).items()}
+        rank, _ = start_processes(args.device)
         result = LESSONS[args.lesson](args)
+        if rank > 0:
+            return 0
         written = save(args, result, settings)
     except (ValueError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     print(f"{result.says}\n{getattr(args, 'model', 'no model')}, seed {args.seed}, {args.device}, {time.monotonic() - started:.1f} s -> {' and '.join(map(str, written))}")
     if len(argv) == 0:
         print("next: python sample.py digits --digit 3 --gif, python sample.py guidance, python sample.py denoise")
