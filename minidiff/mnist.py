@@ -27,6 +27,15 @@ def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
     return digits.data[:, None], digits.targets
 
 
+def test_digits(count: int, digits: list[int]) -> tuple[Tensor, Tensor]:
+    """The first `count` of the test set that are among these digits. Raises ValueError when there are not so many."""
+    images, labels = load(train=False)
+    chosen = torch.isin(labels, torch.tensor(digits)).nonzero()[:, 0]
+    if not count <= len(chosen):
+        raise ValueError(f"the test set has {len(chosen)} of the digits {', '.join(map(str, digits))}, asked for {count}: ask for fewer")
+    return images[chosen[:count]], labels[chosen[:count]]
+
+
 def to_pixels(images: Tensor, low: float = -1, high: float = 1) -> Tensor:
     """uint8 0 … 255 -> float32 in [low, high]."""
     return images.to(torch.float32) / 255 * (high - low) + low
