@@ -139,7 +139,7 @@ def test_inpaint_repaints_the_mask_and_keeps_the_rest_to_the_bit(run, ideal, sam
     assert bool(mask[..., 14:, :].all())
     assert torch.equal(made["images"][~mask], made["original"][~mask])
     assert_close(made["images"][mask], unit(MU[made["labels"]])[mask], rtol=0, atol=1e-5)
-    assert len(ideal) == 1 + 4 * 4  # the jumps of 1 begin after the second step's level: every step but the last is walked 4 times
+    assert len(ideal) == 1 + 4 * 4  # every step but the last is walked 4 times
 
 
 def test_inpaint_takes_a_picture_with_a_mask_of_its_size_and_a_label(run, ideal, drawing):
