@@ -37,7 +37,6 @@ from tqdm import tqdm
 from minidiff import editing, files, illusions, images, mnist, pictures, sampling
 from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, clip_to, predict_x0
-from minidiff.guidance import cfg
 from minidiff.machine import Parser, choose_device, gathered, shared, start_processes
 from minidiff.one_forward import one_forward
 from minidiff.pretrained import Digits, load_digits
@@ -278,20 +277,14 @@ def from_noise(args: argparse.Namespace, model: Digits, denoiser_of: Callable[[r
     return drawn(args, model, walk, len(levels) - 1, frames)
 
 
-def guided(args: argparse.Namespace, net: Callable[[Tensor], Denoiser], c: Tensor) -> Denoiser:
-    """A term of a formula. c: labels (B,), or (1,) for all images; −1 is none."""
-    c = c.to(args.device)
-    return cfg(net(c), net(torch.full_like(c, -1)), args.scale[0])
-
-
 def asked(args: argparse.Namespace, model: Digits, c: Tensor) -> Denoiser:
     """The denoiser for labels (B,), −1 for none."""
-    return one_forward(model.network, lambda net: guided(args, net, c) if model.classes else net(None))
+    return one_forward(model.network, lambda net: model.guided(net, c, args.scale[0]))
 
 
 def combined(args: argparse.Namespace, model: Digits, labels: list[int], combine: Callable[[list[Denoiser]], Denoiser]) -> Tensor:
     """n images drawn from a combination of guided denoisers, one for each label."""
-    denoiser = one_forward(model.network, lambda net: combine([guided(args, net, torch.tensor([c])) for c in labels]))
+    denoiser = one_forward(model.network, lambda net: combine([model.guided(net, torch.tensor([c]), args.scale[0]) for c in labels]))
     return from_noise(args, model, lambda part: denoiser)
 
 
