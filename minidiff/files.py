@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -54,11 +55,19 @@ def check_writable(path: str | Path) -> None:
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
     """Write a safetensors file with a JSON record in its metadata."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}  # two may share memory
     text = json.dumps(record)
     metadata = {"minidiff": text, "sha256": _digest(tensors, text)}
     with replaced(path) as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def save_arrays(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
+    """Write numpy's .npz, with the record as the JSON string `settings`; or safetensors, when the path does not end in .npz."""
+    if Path(path).suffix != ".npz":
+        return save_tensors(tensors, path, record)
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()}, settings=json.dumps(record))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:

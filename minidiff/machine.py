@@ -26,6 +26,23 @@ def start_processes(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def shared(count: int, batch: int) -> list[range]:
+    """The parts of range(count) that are this process's, at most `batch` long; all of them without torchrun."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = -(-count // world)  # rounded up: the first process has image 0, and the last may have none
+    end = min((rank + 1) * share, count)
+    return [range(first, min(first + batch, end)) for first in range(rank * share, end, batch)]
+
+
+def gathered(parts: list[torch.Tensor]) -> torch.Tensor:
+    """What all processes made of their parts, in order, as one tensor on the CPU of each."""
+    lists = [[part.cpu() for part in parts]]
+    if dist.is_initialized():
+        lists = [None] * dist.get_world_size()
+        dist.all_gather_object(lists, [part.cpu() for part in parts])
+    return torch.cat([part for parts in lists for part in parts])
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong arguments become a ValueError, so that a script says every error the same way: one sentence, exit code 2."""
 

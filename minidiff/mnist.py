@@ -35,6 +35,15 @@ def _read(path: Path, header: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy())
 
 
+def test_digits(count: int, digits: list[int]) -> tuple[Tensor, Tensor]:
+    """The first `count` of the test set that are among these digits. Raises ValueError when there are not so many."""
+    images, labels = load(train=False)
+    chosen = torch.isin(labels, torch.tensor(digits)).nonzero()[:, 0]
+    if not count <= len(chosen):
+        raise ValueError(f"the test set has {len(chosen)} of the digits {', '.join(map(str, digits))}, asked for {count}: ask for fewer")
+    return images[chosen[:count]], labels[chosen[:count]]
+
+
 def to_pixels(images: Tensor, low: float = -1, high: float = 1) -> Tensor:
     """uint8 0 … 255 -> float32 in [low, high]."""
     return images.to(torch.float32) / 255 * (high - low) + low

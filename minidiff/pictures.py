@@ -32,6 +32,13 @@ def fitted(picture: Image.Image, size: tuple[int, int], channels: int = 3) -> Te
     return pil_to_tensor(picture)[None] / 255
 
 
+def inked(x: Tensor, low: float = -1, high: float = 1) -> bool:
+    """Ink on paper, or light on black? Ink, when the outermost pixels are, in the mean, nearer to `high` than to `low`."""
+    inner = torch.zeros_like(x)
+    inner[..., 1:-1, 1:-1] = 1
+    return float(x[inner == 0].mean()) > (low + high) / 2
+
+
 def mask(source: str, size: tuple[int, int], of: str | Path | None = None) -> Tensor:
     """A mask (1, 1, H, W) of 0 and 1; 1 is repainted.
 

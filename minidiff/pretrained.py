@@ -5,7 +5,7 @@ file answers every question about itself, so the scripts ask for no flag that it
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,11 @@ class Digits:
         """Labels (B,), or None for none -> a denoiser, guided when scale is not 1."""
         uncond = labelled(self.unet, None, self.alpha_bar, self.classes, self.target)
         return uncond if c is None else cfg(labelled(self.unet, c, self.alpha_bar, self.classes, self.target), uncond, scale)
+
+    def guided(self, net: Callable[[Tensor | None], Denoiser], c: Tensor, scale: float) -> Denoiser:
+        """A term of a formula for `one_forward`: labels (B,), or (1,) for all images, −1 for none. (A network without classes is asked without.)"""
+        c = c.to(self.device)
+        return cfg(net(c), net(torch.full_like(c, -1)), scale) if self.classes else net(None)
 
     def draw(self, generators: list[torch.Generator], timesteps: list[int], step: Step, c: Tensor | None = None, scale: float = 1) -> Iterator[tuple[int, Tensor]]:
         """Walk one image for each generator from noise to level 0; yields (t, x_t), pixels in `self.pixels`."""

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 
 
+def psnr(x: Tensor, wanted: Tensor) -> float:
+    """In dB, the mean over images of −10 log10 of the mean squared error, pixels in [0, 1]: (B, C, H, W) both."""
+    return float((-10 * (x - wanted).square().flatten(1).mean(1).clamp(min=1e-10).log10()).mean())
+
+
 def alignment(S: Tensor) -> Tensor:
     """The score of the worst view: (B, N, N) -> (B,), in the units of S. Raises ValueError when S is not square."""
     return _checked(S).diagonal(dim1=-2, dim2=-1).amin(-1)

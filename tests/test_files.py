@@ -40,6 +40,13 @@ def test_a_record_that_is_no_dict_is_refused(tmp_path):
         files.load_tensors(tmp_path / "x.safetensors")
 
 
+def test_tensors_that_share_memory_are_written_apart(tmp_path):
+    x = torch.arange(6.0).view(1, 2, 3)
+    files.save_tensors({"all": x, "row": x[:, 0], "again": x}, tmp_path / "x.safetensors", {})
+    tensors, _ = files.load_tensors(tmp_path / "x.safetensors")
+    assert_close(tensors, {"all": x, "row": x[:, 0], "again": x})
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("old")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from minidiff.pictures import fitted, mask, read
+from minidiff.pictures import fitted, inked, mask, read
 
 PICTURES = Path(__file__).parent.parent / "data" / "pictures"
 
@@ -171,3 +171,12 @@ def test_every_shipped_picture_is_what_its_script_draws_and_has_a_source_and_a_l
         assert_close(read(PICTURES / f"{name}.png", (32, 32), 3, 0, 1), fitted(drawn, (32, 32)), atol=0.06, rtol=0)
     for path in PICTURES.glob("*.png"):
         assert f"| `{path.name}` |" in listed
+
+
+def test_ink_has_a_bright_border_and_light_has_a_dark_one():
+    x = torch.full((1, 1, 6, 6), -0.2)  # the border alone decides
+    for inner in (-1, 1):
+        x[..., 1:-1, 1:-1] = inner
+        assert not inked(x)
+        assert inked(-x)
+        assert inked(x + 1, 0, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minidiff.scores import alignment, concealment, frechet
+from minidiff.scores import alignment, concealment, frechet, psnr
 
 
 def randn(*shape, seed=0):
@@ -94,3 +94,9 @@ def test_features_that_do_not_fit_are_refused():
             frechet(a, b)
     with pytest.raises(ValueError, match="features must be finite"):
         frechet(randn(5, 3), randn(5, 3) / 0)
+
+
+def test_psnr_of_a_constant_error_is_its_level_and_images_are_averaged_in_db():
+    x = torch.zeros(2, 1, 4, 4)
+    assert psnr(x, x + 0.1) == pytest.approx(20)
+    assert psnr(x, x + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)) == pytest.approx(30)

@@ -199,15 +199,15 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["digitz"], "a lesson is one of digits, guidance, denoise, noise, blur, onestep, ood, got 'digitz'"),
+        (["digitz"], "a lesson is one of digits, guidance, denoise, edit, inpaint, anagram, hybrid, noise, blur, onestep, ood, got 'digitz'"),
         (["digits", "--digit", "12"], "--digit wants 0 to 9, got 12"),
         (["digits", "--steps", "0"], "--steps wants at least 1, got 0"),
         (["digits", "--steps", "301"], "--steps must be between 1 and 300, the level where the walk begins, got 301"),
         (["digits", "--steps", "many"], "many"),
-        (["digits", "-n", "0"], "-n wants at least 1, got 0"),
+        (["digits", "-n", "0"], "-n wants 1 to 10000000, got 0"),
         (["digits", "-n", "50000"], "a picture holds at most 10000 images, got -n 50000"),
         (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim, ddpm, ddpm-large, got 'euler'"),
-        (["digits", "--sampler", "ddim", "--eta", "3"], "eta must be in [0, 1], got 3"),
+        (["digits", "--sampler", "ddim", "--eta", "3"], "--eta wants 0 to 1, got 3"),
         (["denoise", "--level", "301"], "--level must be between 1 and T = 300, got 301"),
         (["digits", "--model", "mnist-nothing"], "got 'mnist-nothing'"),
         (["digits", "--model", "/no/such.safetensors"], "there is no file /no/such.safetensors"),
@@ -217,7 +217,12 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["noise", "--gif"], "unrecognized arguments: --gif"),
         (["denoise", "--level", "0"], "--level must be between 1 and T = 300, got 0"),
         (["digits", "--threshold", "2"], "--threshold wants 0 to 1, got 2"),
-        (["digits", "--scale", "nan"], "--scale wants finite numbers, got nan"),
+        (["digits", "--scale", "nan"], "--scale wants finite numbers, got [nan]"),
+        (["digits", "--scale", "1", "5"], "--scale wants one number in digits, got [1.0, 5.0]"),
+        (["digits", "--eta", "0.5"], "--eta is DDIM's, got 0.5 with --sampler dpm"),
+        (["denoise", "--scale", "2"], "--scale wants a network with labels"),
+        (["digits", "--st", "3"], "unrecognized arguments: --st 3"),
+        (["digits", "--device", "meta"], "got 'meta'"),
     ],
 )
 def test_sample_refuses_in_one_line_with_exit_code_2(runs, arguments, says, capsys, tmp_path, monkeypatch):

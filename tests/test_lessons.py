@@ -1,0 +1,212 @@
+"""The lessons on editing and illusions, from the command line to the file, with networks whose answers are known."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+import sample
+from minidiff.diffusion import predict_eps
+from minidiff.files import load_tensors, save_tensors
+from minidiff.illusions import gaussian
+from minidiff.pretrained import Digits, build
+from minidiff.schedule import linear_to_noise
+
+LEVELS = [218, 182, 155, 136, 118, 64]
+MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3  # the one image that is known for each label; the last for none
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Files of small untrained networks, by task."""
+    folder = tmp_path_factory.mktemp("networks")
+    for task, classes in (("class", 10), ("time", 0)):
+        torch.manual_seed(1)
+        settings = {"task": task, "width": 2, "T": 300, "schedule": "linear_to_noise", "pixels": [-1, 1], "classes": classes, "target": "eps", "scale": 2}
+        save_tensors(build(settings).unet.state_dict(), folder / f"{task}.safetensors", settings)
+    return lambda task: str(folder / f"{task}.safetensors")
+
+
+@pytest.fixture
+def ideal(monkeypatch):
+    """In place of the network: label c knows the one image MU[c], and the answer is exact. Returns the rows of each call."""
+    rows = []
+
+    def answer(self, x_t, t, c):
+        rows.append(len(x_t))
+        return predict_eps(x_t, MU[c], self.alpha_bar[t]), None
+
+    monkeypatch.setattr(Digits, "network", answer)
+    return rows
+
+
+@pytest.fixture
+def run(network, tmp_path):
+    """Draws into a file of arrays, and returns them."""
+
+    def run(*arguments, task="class"):
+        path = tmp_path / "x.safetensors"
+        assert sample.main([str(a) for a in (*arguments, "--model", network(task), "--device", "cpu", "--out", path)]) == 0
+        return load_tensors(path)[0]
+
+    return run
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """A black square on white paper, and its mask: the left half."""
+    picture, mask = Image.new("RGB", (56, 56), "white"), Image.new("L", (56, 56), 0)
+    picture.paste("black", (20, 20, 36, 36))
+    mask.paste(255, (0, 0, 28, 56))
+    picture.save(tmp_path / "drawing.png")
+    mask.save(tmp_path / "mask.png")
+    return tmp_path / "drawing.png"
+
+
+def unit(mu):
+    return (mu + 1) / 2
+
+
+LESSONS = [
+    ("edit", "class", ["-n", 3, "--steps", 3]),
+    ("edit", "class", ["-n", 2, "--steps", 1, "--digit", 3, 8, "--scale", 3]),
+    ("edit", "time", ["-n", 1, "--steps", 3, "--sampler", "ddpm-large"]),
+    ("inpaint", "class", ["-n", 3, "--steps", 3]),
+    ("inpaint", "time", ["-n", 3, "--steps", 2, "--mask", "3,3,9,9", "--rounds", 1, "--sampler", "ddim"]),
+    ("anagram", "class", ["4", "7", "-n", 3, "--steps", 2, "--gif"]),
+    ("anagram", "class", ["1", "2", "3", "--view", "jigsaw", "negate", "--weights", 1, 2, 0.5, "-n", 3, "--steps", 2]),
+    ("hybrid", "class", ["3", "8", "-n", 3, "--steps", 2, "--sigma", 0.9]),
+]
+
+
+@pytest.mark.parametrize(("lesson", "task", "more"), LESSONS)
+def test_every_lesson_draws_a_picture_that_says_how_it_was_made(network, tmp_path, capsys, lesson, task, more):
+    assert sample.main([lesson, *map(str, more), "--model", network(task), "--out", str(tmp_path / "x.png")]) == 0
+    assert f"-> {tmp_path / 'x.png'}" in capsys.readouterr().out
+    picture = Image.open(tmp_path / "x.png")
+    settings = json.loads(picture.text["minidiff"])
+    assert (settings["lesson"], settings["n"], settings["seed"]) == (lesson, more[more.index("-n") + 1], 137)
+    assert (tmp_path / "x.gif").exists() == ("--gif" in more)
+
+
+@pytest.mark.parametrize(("lesson", "task", "more"), [case for case in LESSONS if case[2][case[2].index("-n") + 1] == 3])
+def test_image_k_is_the_same_for_any_batch_size_and_any_n(run, lesson, task, more):
+    more = [m for m in more if m != "--gif"]
+    x = run(lesson, *more, task=task)["images"]
+    assert_close(run(lesson, *more, "--batch", 2, task=task)["images"], x, rtol=0, atol=1e-4)
+    fewer = run(lesson, *more, "-n", 2, task=task)["images"]
+    assert_close(fewer, x[: len(fewer)], rtol=0, atol=1e-4)
+    assert not torch.allclose(run(lesson, *more, "--seed", 138, task=task)["images"], x, atol=0.01)
+
+
+def test_edit_turns_the_picture_into_the_label_from_the_courses_levels(run, ideal, drawing):
+    """With one image a label, every start leads to it. The walks begin where ᾱ is nearest to that of the course's levels 961 … 391 (0.0037 … 0.66)."""
+    made = run("edit", drawing, "-n", 3, "--digit", 3, 8, "--scale", 1)
+    assert made["labels"].tolist() == [3] * 6 + [8] * 6 + [3] * 6
+    assert_close(made["images"], unit(MU[made["labels"]]), rtol=0, atol=1e-5)
+    assert made["levels"].tolist() == LEVELS * 3
+    left = linear_to_noise(300)[made["levels"][:6]].tolist()
+    assert left == pytest.approx([0.0037, 0.0236, 0.0602, 0.1120, 0.2145, 0.6608], rel=0.25)
+    assert ideal == [3] * sum(round(33 * t / 300) for t in LEVELS)
+
+
+def test_ink_on_paper_is_inverted_and_light_on_black_is_not(run, ideal, drawing, capsys):
+    original = run("edit", drawing, "-n", 1, "--steps", 2)["original"]
+    assert "(inverted" in capsys.readouterr().out
+    square = torch.zeros(1, 1, 28, 28)
+    square[..., 10:18, 10:18] = 1
+    assert_close(original, square)
+    Image.open(drawing).point(lambda value: 255 - value).save(drawing)
+    assert_close(run("edit", drawing, "-n", 1, "--steps", 2)["original"], square)
+    assert "(inverted" not in capsys.readouterr().out
+
+
+def test_without_a_label_the_network_is_asked_once_without_one(run, ideal, drawing):
+    made = run("edit", drawing, "-n", 2, "--steps", 2, "--scale", 5)
+    assert set(made["labels"].tolist()) == {-1}
+    assert_close(made["images"], unit(MU[-1:].expand(12, 1, 28, 28)), rtol=0, atol=1e-5)
+    assert set(ideal) == {2}
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm"])
+def test_inpaint_repaints_the_mask_and_keeps_the_rest_to_the_bit(run, ideal, sampler):
+    made = run("inpaint", "-n", 4, "--mask", "0,14,28,28", "--steps", 5, "--scale", 1, "--sampler", sampler)
+    assert made["labels"].tolist() == [7, 2, 1, 0]  # the first of the test set
+    mask = made["mask"].expand(4, -1, -1, -1) == 1
+    assert mask.sum() == 4 * 14 * 28
+    assert bool(mask[..., 14:, :].all())
+    assert torch.equal(made["images"][~mask], made["original"][~mask])
+    assert_close(made["images"][mask], unit(MU[made["labels"]])[mask], rtol=0, atol=1e-5)
+    assert len(ideal) == 1 + 4 * 4  # every step but the last is walked 4 times
+
+
+def test_inpaint_takes_a_picture_with_a_mask_of_its_size_and_a_label(run, ideal, drawing):
+    made = run("inpaint", drawing, "--mask", drawing.parent / "mask.png", "--digit", 5, "-n", 1, "--steps", 2, "--scale", 1)
+    assert_close(made["mask"][0, 0], (torch.arange(28) < 14).float().expand(28, 28))
+    assert_close(made["images"], torch.where(made["mask"] == 1, unit(MU[5:6]), made["original"]), rtol=0, atol=1e-5)
+
+
+def test_an_anagram_is_the_weighted_mean_of_what_each_view_wants(run, ideal):
+    made = run("anagram", 4, 7, "--view", "rot180", "--weights", 3, 1, "-n", 2, "--scale", 1, "--steps", 2)
+    assert_close(made["images"][0], unit((3 * MU[4] + MU[7].rot90(2, (-2, -1))) / 4), rtol=0, atol=1e-5)
+    assert made["labels"].tolist() == [[4, 7]] * 2
+    assert_close(made["views"][:, 0], made["images"])
+    assert_close(made["views"][:, 1], made["images"].rot90(2, (-2, -1)))
+    assert ideal == [4, 4]
+
+
+def test_the_negative_of_an_anagram_is_one_minus_it(run, ideal):
+    made = run("anagram", 1, 2, "--view", "negate", "-n", 1, "--scale", 1, "--steps", 2)
+    assert_close(made["images"][0], unit((MU[1] - MU[2]) / 2), rtol=0, atol=1e-5)
+    assert_close(made["views"][:, 1], 1 - made["images"])
+
+
+def test_a_hybrid_is_coarse_from_afar_and_fine_near_by(run, ideal):
+    made = run("hybrid", 3, 8, "--sigma", 1.5, "-n", 2, "--scale", 1, "--steps", 2)
+    low = gaussian(1.5)
+    assert_close(made["images"][1], unit(low(MU[8]) + MU[3] - low(MU[3])), rtol=0, atol=1e-5)
+    assert made["labels"].tolist() == [[3, 8]] * 2
+    assert_close(made["small"], made["images"].view(2, 1, 7, 4, 7, 4).mean((3, 5)))
+
+
+@pytest.mark.parametrize(("arguments", "rows"), [(["anagram", 4, 7], 4), (["anagram", 4, 7, "--scale", 1], 2), (["hybrid", 3, 8], 3)])
+def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments, rows):
+    run(*arguments, "-n", 1, "--steps", 2)
+    assert ideal == [rows, rows]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["anagram", "4", "7", "8"], "3 digits want 2 names after --view (the first is seen as it is), got 1"),
+        (["anagram", "4", "7", "--view", "upwards"], "there is no view 'upwards': choose one of identity, vflip"),
+        (["anagram", "4", "7", "--weights", "1"], "1"),
+        (["anagram", "4", "17"], "labels wants 0 to 9, got 17"),
+        (["hybrid", "3"], "the following arguments are required: far"),
+        (["hybrid", "3", "-1"], "far wants 0 to 9, got -1"),
+        (["hybrid", "3", "8", "--sigma", "0"], "sigma must be a number of pixels above 0, got 0.0"),
+        (["edit", "no-such.png"], "there is no picture no-such.png"),
+        (["edit", "empty.png"], "empty.png is empty (0 bytes)"),
+        (["edit", "text.png"], "text.png is no whole PNG, JPEG or WebP picture"),
+        (["edit", "--steps", "301"], "--steps must be between 1 and 300"),
+        (["edit", "--digit", "10"], "--digit wants 0 to 9, got 10"),
+        (["inpaint", "--mask", "wide.png"], "the mask wide.png has 40 x 30 pixels: make it 28 x 28"),
+        (["inpaint", "--mask", "0,0,29,3"], "the box 0,0,29,3 is not inside 28 x 28 pixels"),
+        (["inpaint", "--mask", "empty.png"], "empty.png is empty (0 bytes)"),
+        (["inpaint", "--rounds", "0"], "--rounds wants at least 1, got 0"),
+        (["inpaint", "--digit", "5", "-n", "893"], "the test set has 892 of the digits 5, asked for 893"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (40, 30)).save("wide.png")
+    before = set(tmp_path.rglob("*.*"))
+    assert sample.main([*arguments, "--model", network("class")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert set(tmp_path.rglob("*.*")) == before
