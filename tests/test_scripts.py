@@ -14,6 +14,8 @@ from torch.testing import assert_close
 
 import sample
 import train
+from minidiff import cfg, clip_to, labelled, last, linear, linear_to_noise, load_digits, mnist
+from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
 
 HERE = Path(__file__).parent.parent
@@ -166,6 +168,69 @@ def test_the_picture_is_the_same_for_any_batch_size(runs, tmp_path, sampler):
     assert_close(x, y, rtol=0, atol=1e-4)
     z, _ = arrays(runs, tmp_path, "-n", 3, *more[2:])
     assert_close(x[:3], z, rtol=0, atol=1e-4)
+
+
+def lesson(tmp_path, *arguments):
+    path = tmp_path / "lesson.safetensors"
+    draw(*arguments, "--out", path)
+    return load_tensors(path)[0]["images"]
+
+
+def noise_of(seed, count):
+    """Each image's own stream of draws."""
+    streams = [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**32) for k in range(count)]
+    return lambda like: torch.stack([torch.randn(1, 28, 28, generator=g) for g in streams])
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A network that predicts eps and knows pixels in [0, 1]: the other conventions."""
+    folder = tmp_path_factory.mktemp("course")
+    assert train.main(["class", *SMALL, "--preset", "course", "--epochs", "1", "--out", str(folder)]) == 0
+    return str(folder / "mnist-class.safetensors")
+
+
+@pytest.mark.parametrize("preset", ["better", "course"])
+def test_digits_are_the_walk_by_hand(runs, course, tmp_path, preset):
+    path = course if preset == "course" else model(runs, "class")
+    low, high = (0, 1) if preset == "course" else (-1, 1)
+    alpha_bar, target = (linear(300), "eps") if preset == "course" else (linear_to_noise(300), "velocity")
+    unet, c, noise = load_digits(path, ("class",)).unet, torch.tensor([3, 8, 3]), noise_of(5, 3)
+    guided = cfg(labelled(unet, c, alpha_bar, 10, target), labelled(unet, None, alpha_bar, 10, target), 3.0)
+    x = last(walk(guided, noise(None), [300, 225, 150, 75, 0], alpha_bar, clip=clip_to(low, high), noise=noise))
+    by_hand = ((x - low) / (high - low)).clamp(0, 1)
+    command = ("--model", path, "--digit", 3, 8, "--steps", 4, "--sampler", "ddpm", "--scale", 3, "--seed", 5)
+    assert_close(lesson(tmp_path, "digits", "-n", 3, *command), by_hand, rtol=0, atol=1e-4)
+
+
+def test_guidance_draws_a_row_for_each_scale_from_the_same_noise(runs, tmp_path):
+    more = ("--model", model(runs, "class"), "--digit", 4, 7, "--steps", 3)
+    rows = lesson(tmp_path, "guidance", *more, "--scale", 0, 1, 4)
+    for i, scale in enumerate((0, 1, 4)):
+        assert_close(rows[2 * i : 2 * i + 2], lesson(tmp_path, "digits", "-n", 2, *more, "--scale", scale), rtol=0, atol=1e-4)
+
+
+def test_denoise_walks_a_test_digit_back_from_its_level(runs, tmp_path):
+    network, noise = load_digits(model(runs, "time"), ("time",)), noise_of(137, 2)
+    x_0 = mnist.load(train=False)[0][:2].float() / 127.5 - 1
+    alpha_bar = linear_to_noise(300)
+    x_t = alpha_bar[90].sqrt() * x_0 + (1 - alpha_bar[90]).sqrt() * noise(None)
+    x = last(walk(network.denoiser(), x_t.float(), [90, 60, 30, 0], alpha_bar, clip=clip_to(-1, 1), noise=noise))
+    found = lesson(tmp_path, "denoise", "--model", model(runs, "time"), "-n", 2, "--level", 90, "--steps", 3, "--sampler", "ddpm")
+    assert_close(found, (x + 1) / 2, rtol=0, atol=1e-4)
+
+
+def test_noise_and_onestep_are_x_plus_sigma_eps_and_the_denoiser_of_it(runs, tmp_path, capsys):
+    x, eps = mnist.load(train=False)[0][:3].float() / 255, noise_of(137, 3)(None)
+    z = torch.stack([x + sigma * eps for sigma in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)], 1)
+    assert_close(lesson(tmp_path, "noise", "-n", 3), z.clamp(0, 1).flatten(0, 1), rtol=0, atol=1e-6)
+    unet = load_digits(model(runs, "denoiser"), ("denoiser",)).unet
+    D = torch.stack([unet(z[:, i]) for i in range(7)], 1).clamp(0, 1)
+    assert_close(lesson(tmp_path, "ood", "-n", 3, "--model", model(runs, "denoiser")), D.flatten(0, 1), rtol=0, atol=1e-4)
+    capsys.readouterr()
+    assert_close(lesson(tmp_path, "onestep", "-n", 3, "--model", model(runs, "denoiser")), D[:, 3], rtol=0, atol=1e-4)
+    decibel = -10 * ((D[:, 3] - x) ** 2).flatten(1).mean(1).log10().mean()
+    assert f"PSNR {float(decibel):.2f} dB" in capsys.readouterr().out
 
 
 def test_another_seed_draws_other_digits_and_the_same_seed_the_same(runs, tmp_path):
