@@ -54,7 +54,7 @@ BETTER = {
         "lr": 2e-3, "decay": "cosine", "warmup": 500, "epochs": 7, "ema": 0.999,
     },
 }  # fmt: skip
-BETTER["class"] = BETTER["time"] | {"epochs": 10, "scale": 2.0}
+BETTER["class"] = BETTER["time"] | {"epochs": 10, "scale": 1.5}
 
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 
