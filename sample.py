@@ -73,7 +73,7 @@ def digits(args: argparse.Namespace) -> Result:
     x = from_noise(args, model, lambda part: model.denoiser(c if c is None else c[part], args.scale[0]), frames if args.gif else None)
     if args.threshold:
         x[x < args.threshold] = 0
-    says = f"{args.n} digits, {args.sampler}, {len(timesteps(args, model)) - 1} steps" + (f", guidance {args.scale[0]:g}" if model.classes else "")
+    says = f"{args.n} digits, {args.sampler}, {len(timesteps(args, model)) - 1} steps" + (f", guidance {args.scale[0]:g}" if model.classes or model.guide else "")
     return Result(x, labels, sheet(args, x) if is_picture(args) else None, says, [sheet(args, frame) for frame in frames])
 
 
@@ -218,11 +218,13 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 50, "ddpm": None, "ddpm-large": None}  # Non
 
 def load(args: argparse.Namespace, *tasks: str) -> Digits:
     model = load_digits(args.model, tasks)
-    model.unet.to(args.device, memory_format=torch.channels_last)
+    for each in (model, model.guide):
+        if each is not None:
+            each.unet.to(args.device, memory_format=torch.channels_last)
     if "scale" in args and args.scale is None:
-        args.scale = [0, 1, 2, 3, 5, 10] if args.lesson == "guidance" else [model.scale]
-    elif "scale" in args and not model.classes:
-        raise ValueError(f"--scale wants a network with labels, {args.model} has none: leave --scale out, or choose another --model")
+        args.scale = {"guidance": [0, 1, 2, 3, 5, 10], "denoise": [1]}.get(args.lesson, [model.scale])
+    elif "scale" in args and not model.classes and model.guide is None:
+        raise ValueError(f"--scale wants a network with labels or a guide, {args.model} has neither: leave --scale out, or choose another --model")
     return model
 
 
@@ -364,7 +366,7 @@ FLAGS = {
     "--sampler": {"default": "dpm", "help": "dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃), ddpm-large (β)"},
     "--steps": {"type": int, "help": "steps of the walk: dpm 20, ddim 50, ddpm all levels; edit 33, inpaint 50"},
     "--eta": {"type": float, "default": 0.0, "help": "DDIM's noise, 0 ... 1"},
-    "--scale": {"type": float, "nargs": "+", "help": "guidance γ: 0 no label, 1 the label, more exaggerates"},
+    "--scale": {"type": float, "nargs": "+", "help": "guidance γ: 0 no label, 1 the label, more exaggerates; mnist-time is guided away from mnist-class without its label"},
     "--rounds": {"type": int, "default": 4, "help": "how often each step is taken: 1 is plain, more heal the seam (RePaint)"},
     "--mask": {"default": "0,14,28,28", "help": "what to repaint: x0,y0,x1,y1 in pixels of 28 x 28, or a picture, white there; default the lower half"},
     "--view": {"nargs": "+", "default": ["rot180"], "help": f"one for each digit but the first: {', '.join(illusions.views())}"},

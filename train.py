@@ -51,10 +51,11 @@ BETTER = {
         "schedule": "linear_to_noise",  # ᾱ_300 = 3e-5 and not 0.048: a walk begins where training did (ZSNR)
         "target": "velocity",  # weighs the noisy levels, where a digit is decided, as much as the others (PD)
         "pixels": [-1, 1],  # centred, as N(0, I) is
-        "lr": 2e-3, "decay": "cosine", "warmup": 500, "epochs": 7, "ema": 0.999,
+        "lr": 2e-3, "decay": "cosine", "warmup": 500, "epochs": 10, "ema": 0.999,
     },
 }  # fmt: skip
-BETTER["class"] = BETTER["time"] | {"epochs": 10, "scale": 1.5}
+BETTER["class"] = BETTER["time"] | {"scale": 1.5}  # what suits the network after training; at 2 the strokes grow too thick
+BETTER["time"] |= {"guide": "mnist-class", "scale": 3.0}  # no label to be guided by: away from a worse network (AG, see pretrained.py)
 
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 

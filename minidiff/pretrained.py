@@ -1,12 +1,16 @@
 """Chapter 8. Pretrained models: from a file to everything that a walk needs.
 
 A loader returns one frozen record: the network, its schedule, its range of pixels, and how conditions become denoisers. The
-file answers every question about itself, so the scripts ask for no flag that it answers. Next: illusions.py.
+file answers every question about itself, so the scripts ask for no flag that it answers.
+
+A network without labels has no half to be guided away from; a worse version of itself will do: ε_w + γ (ε − ε_w). Ours is the
+class-conditioned network with its label dropped, which saw a tenth as many images so. AG = Karras et al. 2024, "Guiding a
+diffusion model with a bad version of itself", arXiv 2406.02507. Next: illusions.py.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +39,7 @@ class Digits:
     classes:   how many labels it knows, 0 for none
     target:    "eps" or "velocity"
     scale:     the guidance that suits it, 1 where there is none
+    guide:     a worse network of the same schedule, for one without labels to be guided away from (AG)
     """
 
     task: str
@@ -44,6 +49,7 @@ class Digits:
     classes: int
     target: str
     scale: float = 1
+    guide: "Digits | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -54,9 +60,11 @@ class Digits:
         return labelled(self.unet, c, self.alpha_bar, self.classes, self.target)(x_t, t)
 
     def denoiser(self, c: Tensor | None = None, scale: float = 1) -> Denoiser:
-        """Labels (B,), or None for none -> a denoiser, guided when scale is not 1."""
+        """Labels (B,), or None for none -> a denoiser, guided when scale is not 1: from no label to the label, or from the guide to this network."""
         uncond = labelled(self.unet, None, self.alpha_bar, self.classes, self.target)
-        return uncond if c is None else cfg(labelled(self.unet, c, self.alpha_bar, self.classes, self.target), uncond, scale)
+        if c is None:
+            return uncond if self.guide is None else cfg(uncond, self.guide.denoiser(), scale)
+        return cfg(labelled(self.unet, c, self.alpha_bar, self.classes, self.target), uncond, scale)
 
     def guided(self, net: Callable[[Tensor | None], Denoiser], c: Tensor, scale: float) -> Denoiser:
         """A term of a formula for `one_forward`: labels (B,), or (1,) for all images, −1 for none. (A network without classes is asked without.)"""
@@ -102,6 +110,10 @@ def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
     try:
         model = build(settings, "meta")  # names and shapes alone: nothing is allocated before they fit
         model.unet.load_state_dict(tensors, assign=True)
+        if settings.get("guide") is not None:
+            model = replace(model, guide=load_digits(settings["guide"], ("class", "time")))
+            if not torch.equal(model.guide.alpha_bar, model.alpha_bar) or model.guide.pixels != model.pixels:
+                raise ValueError(f"its guide {settings['guide']} has another schedule or range of pixels")
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path} does not hold the network that its settings describe ({' '.join(str(error).split())[:200]}): get it again") from None
     for key, tensor in tensors.items():

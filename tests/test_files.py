@@ -145,6 +145,20 @@ def test_a_walk_is_clipped_to_the_range_that_the_network_was_trained_on(pixels):
     assert_close(x, torch.full_like(x, pixels[1]))
 
 
+def test_a_network_without_labels_is_guided_away_from_its_guide_without_label(weights, tmp_path):
+    settings = SETTINGS | {"task": "time", "guide": str(weights), "scale": 3.0}
+    del settings["classes"]
+    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings)
+    model, guide = pretrained.load_digits(tmp_path / "time.safetensors", ("time",)), pretrained.load_digits(weights, ("class",))
+    x = torch.randn(2, 1, 28, 28)
+    own, weak = model.denoiser()(x, 7)[0], guide.denoiser()(x, 7)[0]
+    assert_close(model.denoiser(None, 3.0)(x, 7)[0], weak + 3 * (own - weak))
+    assert_close(model.denoiser(None, 1)(x, 7)[0], own)
+    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings | {"T": 40})
+    with pytest.raises(ValueError, match="has another schedule"):
+        pretrained.load_digits(tmp_path / "time.safetensors", ("time",))
+
+
 def rewritten(path, change, settings=SETTINGS):
     tensors, _ = files.load_tensors(path)
     change(tensors)

@@ -285,7 +285,6 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["digits", "--scale", "nan"], "--scale wants finite numbers, got [nan]"),
         (["digits", "--scale", "1", "5"], "--scale wants one number in digits, got [1.0, 5.0]"),
         (["digits", "--eta", "0.5"], "--eta is DDIM's, got 0.5 with --sampler dpm"),
-        (["denoise", "--scale", "2"], "--scale wants a network with labels"),
         (["digits", "--st", "3"], "unrecognized arguments: --st 3"),
         (["digits", "--device", "meta"], "got 'meta'"),
     ],
@@ -300,6 +299,13 @@ def test_sample_refuses_in_one_line_with_exit_code_2(runs, arguments, says, caps
     assert says in error
     assert error.count("\n") == 1
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_guidance_of_a_network_with_nothing_to_be_guided_by_is_refused(capsys, tmp_path):
+    settings = train.COURSE["time"] | {"width": 4}
+    save_tensors(train.pretrained.build(settings).unet.state_dict(), tmp_path / "w.safetensors", settings)
+    assert sample.main(["digits", "--model", str(tmp_path / "w.safetensors"), "--scale", "2", "--out", str(tmp_path / "x.png")]) == 2
+    assert "--scale wants a network with labels or a guide" in capsys.readouterr().err
 
 
 def test_a_network_of_another_kind_is_refused(runs, capsys, tmp_path):
