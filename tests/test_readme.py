@@ -1,5 +1,6 @@
 """The README is true: its line counts, its files, its commands and its ten lines of code."""
 
+import hashlib
 import re
 import shlex
 from pathlib import Path
@@ -46,3 +47,9 @@ def test_the_ten_lines_draw_two_digits():
     assert names["x_0"].shape == (2, 1, 28, 28)
     assert float(names["x_0"].abs().max()) <= 1
     assert bool(torch.isfinite(names["x_0"]).all())
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "weights").glob("*.safetensors")), ids=lambda p: p.name)
+def test_the_weights_are_those_that_their_readme_names(path):
+    assert path.stat().st_size <= 20e6
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in (HERE / "weights" / "README.md").read_text()
