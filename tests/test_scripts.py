@@ -190,9 +190,19 @@ def course(tmp_path_factory):
     return str(folder / "mnist-class.safetensors")
 
 
+def loud(path, tmp_path):
+    """The same network with labels that matter: after four steps of training they hardly do."""
+    tensors, settings = load_tensors(path)
+    for name in ("class1.0.weight", "class2.0.weight"):
+        tensors[name] = 30 * torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(1))
+        tensors[name.replace("0.weight", "2.weight")] *= 100
+    save_tensors(tensors, tmp_path / "loud.safetensors", settings)
+    return str(tmp_path / "loud.safetensors")
+
+
 @pytest.mark.parametrize("preset", ["better", "course"])
 def test_digits_are_the_walk_by_hand(runs, course, tmp_path, preset):
-    path = course if preset == "course" else model(runs, "class")
+    path = loud(course if preset == "course" else model(runs, "class"), tmp_path)
     low, high = (0, 1) if preset == "course" else (-1, 1)
     alpha_bar, target = (linear(300), "eps") if preset == "course" else (linear_to_noise(300), "velocity")
     unet, c, noise = load_digits(path, ("class",)).unet, torch.tensor([3, 8, 3]), noise_of(5, 3)
@@ -204,10 +214,12 @@ def test_digits_are_the_walk_by_hand(runs, course, tmp_path, preset):
 
 
 def test_guidance_draws_a_row_for_each_scale_from_the_same_noise(runs, tmp_path):
-    more = ("--model", model(runs, "class"), "--digit", 4, 7, "--steps", 3)
+    more = ("--model", loud(model(runs, "class"), tmp_path), "--digit", 4, 7, "--steps", 3)
     rows = lesson(tmp_path, "guidance", *more, "--scale", 0, 1, 4)
     for i, scale in enumerate((0, 1, 4)):
         assert_close(rows[2 * i : 2 * i + 2], lesson(tmp_path, "digits", "-n", 2, *more, "--scale", scale), rtol=0, atol=1e-4)
+    assert float((rows[:2] - rows[2:4]).abs().max()) > 0.01
+    assert float((rows[2:4] - rows[4:]).abs().max()) > 0.01
 
 
 def test_denoise_walks_a_test_digit_back_from_its_level(runs, tmp_path):
