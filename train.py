@@ -93,7 +93,7 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
         bar = tqdm(total=steps_per_epoch, initial=run.batch, desc=f"epoch {run.epoch + 1}/{settings['epochs']}", disable=rank > 0, mininterval=2)
         saved = time.monotonic()
         while run.batch < steps_per_epoch:
-            run.optimiser.param_groups[0]["lr"] = learning_rate(settings, run.epoch * steps_per_epoch + run.batch, steps_per_epoch)
+            run.optimiser.param_groups[0]["lr"] = learning_rate(settings, run.steps, steps_per_epoch)
             chosen = run.order[run.batch * settings["batch"] : (run.batch + 1) * settings["batch"]]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = loss(run, parallel, digits[chosen], labels[chosen], slice(rank, None, world))

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writing, and safetensors that are checked before they are believed.
 
-A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256", the digest of that record and of all tensors: a file that was changed is not believed.
+A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256", the digest
+of that record and of all tensors: a file that was changed is not believed.
 """
 
 import errno

@@ -36,10 +36,11 @@ def shared(count: int, batch: int) -> list[range]:
 
 def gathered(parts: list[torch.Tensor]) -> torch.Tensor:
     """What all processes made of their parts, in order, as one tensor on the CPU of each."""
-    lists = [[part.cpu() for part in parts]]
+    mine = [part.cpu() for part in parts]
+    lists = [mine]
     if dist.is_initialized():
         lists = [None] * dist.get_world_size()
-        dist.all_gather_object(lists, [part.cpu() for part in parts])
+        dist.all_gather_object(lists, mine)
     return torch.cat([part for parts in lists for part in parts])
 
 
