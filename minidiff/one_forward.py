@@ -8,9 +8,8 @@ The formula is written as if each net(c) were a denoiser of its own, and is run 
 the questions (x, c) and answers zero, then, when the network has answered all distinct questions as one batch, with the answers.
 A question asked twice is one row: the hybrid above takes 3 and not 4, since both halves ask the same of the empty prompt.
 
-Two questions are the same when x and c are: tensors by value (kilobytes, beside a forward pass), other conditions by identity.
-Left out: questions that depend on answers (a second-order step inside a formula); `sequential` can. Next: models/if_unet.py, a large
-network to ask.
+Two questions are the same when x and c are: tensors by value (kilobytes, beside a forward pass), tuples part by part.
+Left out: questions that depend on answers (a second-order step inside a formula); `sequential` can. Next: models/if_unet.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +22,10 @@ from minidiff.denoiser import Denoiser
 
 Network = Callable[[Tensor, int, Any], tuple[Tensor, Tensor | None]]  # eps, v = network(x_t, t, c): row i of c is the condition of image i
 Build = Callable[[Callable[[Any], Denoiser]], Denoiser]  # a formula: build(net) -> denoiser, where net(c) is a denoiser
-Join = Callable[[Sequence[Any], int], Any]  # the conditions of several questions of B images each -> one condition with all their rows
 
 
 def rows(conditions: Sequence[Any], B: int) -> Any:
-    """Conditions one below the other: tensors with B rows, or with 1 for all; or tuples (of tuples) of such; or None."""
+    """Conditions one below the other: tensors with B rows, or with 1 for all; or tuples (of tuples) of such, as a text's state; or None."""
     if conditions[0] is None:
         return None
     if isinstance(conditions[0], Tensor):
@@ -35,12 +33,12 @@ def rows(conditions: Sequence[Any], B: int) -> Any:
     return tuple(rows(parts, B) for parts in zip(*conditions))
 
 
-def sequential(network: Network, build: Build, join: Join = rows) -> Denoiser:
+def sequential(network: Network, build: Build) -> Denoiser:
     """The formula with one forward pass for each question: for small memories."""
-    return build(lambda c: lambda x_t, t: network(x_t, t, join([c], len(x_t))))
+    return build(lambda c: lambda x_t, t: network(x_t, t, rows([c], len(x_t))))
 
 
-def one_forward(network: Network, build: Build, join: Join = rows) -> Denoiser:
+def one_forward(network: Network, build: Build) -> Denoiser:
     """The formula with one forward pass a step. Raises ValueError if it asks about another level or shape, or by what was answered."""
     answer = None  # what a question gets now: `record` or `reply`
     formula = build(lambda c: lambda x, level: answer(x, level, c))
@@ -67,7 +65,7 @@ def one_forward(network: Network, build: Build, join: Join = rows) -> Denoiser:
         answer = record
         formula(x_t, t)
         images, conditions = zip(*questions)
-        eps, v = network(torch.cat(images), t, join(conditions, len(x_t)))
+        eps, v = network(torch.cat(images), t, rows(conditions, len(x_t)))
         eps, v = eps.split(len(x_t)), [None] * len(questions) if v is None else v.split(len(x_t))
         order = iter(calls)
         answer = reply
@@ -77,4 +75,6 @@ def one_forward(network: Network, build: Build, join: Join = rows) -> Denoiser:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
+    if a is b or not isinstance(a, Tensor | tuple) or type(a) is not type(b):
+        return a is b
+    return a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) else len(a) == len(b) and all(map(_same, a, b))

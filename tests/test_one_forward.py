@@ -133,18 +133,23 @@ def test_conditions_are_tensors_with_one_row_or_all_or_tuples_of_them_or_none():
     assert rows([None], 3) is None
 
 
-def test_another_state_of_a_prompt_can_bring_its_own_way_to_be_joined():
-    def network(x_t, t, prompts):
-        return torch.stack([torch.full_like(x, len(prompt)) for x, prompt in zip(x_t, prompts)]), None
+def test_conditions_of_several_parts_are_the_same_when_all_their_parts_are():
+    """A prompt's state beside a low-resolution image, as in stage II: of four questions of a guided hybrid, two are one."""
+    calls = []
 
-    def join(prompts, B):
-        return [prompt for prompt in prompts for _ in range(B)]
+    def network(x_t, t, c):
+        (keys, values), low = c
+        calls.append(len(x_t))
+        return keys * values * low, None
 
-    def formula(net):
-        return cfg(net("a skull"), net(""), 2.0)
+    def state(value):
+        return torch.full((1, 1, 1, 1), value), torch.full((1, 1, 1, 1), value)
 
-    for make in (one_forward, sequential):
-        assert_close(make(network, formula, join)(torch.zeros(2, 1, 4, 4), 5)[0], torch.full((2, 1, 4, 4), 14.0))
+    low, empty = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4), state(1.0)
+    denoise = one_forward(network, lambda net: hybrid(cfg(net((state(3.0), low)), net((empty, low)), 2.0), cfg(net((state(2.0), low)), net((state(1.0), low)), 2.0), gaussian(1)))
+    eps, _ = denoise(torch.zeros(2, 1, 4, 4), 5)
+    assert calls == [2 * 3]
+    assert_close(eps[:, 0, 0, 0], torch.tensor([17.0, 34.0]))  # constants are coarse: the far prompt, 1 + 2 (9 − 1)
 
 
 def test_a_formula_that_asks_by_what_was_answered_is_refused():
