@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,20 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds {record!r} in place of its settings: get it again")  # noqa: TRY004, a wrong file like the others
     return tensors, record
+
+
+def load_arrays(path: str | Path) -> dict[str, Tensor]:
+    """Read what `save_arrays` wrote, or another .npz of numbers. Raises ValueError when the file is missing, damaged, or of another kind."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        return load_tensors(path)[0]
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: check the path")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files if file[name].dtype.kind in "iufb"}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no whole .npz file of numbers ({str(error).splitlines()[0]}): get it again") from None
 
 
 def _digest(tensors: dict[str, Tensor], record: str) -> str:

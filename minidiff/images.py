@@ -53,11 +53,14 @@ def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35
 
 
 def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
-    """The picture with a line of text above each of its equally wide columns."""
-    sheet = Image.new("RGB", (picture.width, picture.height + 16), "white")
+    """The picture with a line of text above each of its equally wide columns, cut where the column ends."""
+    sheet, width = Image.new("RGB", (picture.width, picture.height + 16), "white"), picture.width / len(columns)
     sheet.paste(picture, (0, 16))
+    draw = ImageDraw.Draw(sheet)
     for i, text in enumerate(columns):
-        ImageDraw.Draw(sheet).text((int((i + 0.5) * picture.width / len(columns)), 8), text, fill="black", anchor="mm")
+        fits = [k for k in range(len(text)) if draw.textlength(text[:k] + "...") <= width - 4]
+        text = text if draw.textlength(text) <= width - 4 or not fits else text[: fits[-1]] + "..."
+        draw.text((int((i + 0.5) * width), 8), text, fill="black", anchor="mm")
     return sheet
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,16 @@ def choose_device(name: str | None = None) -> torch.device:
         raise ValueError(f"--device wants {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
     name = name or best
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name != "cpu" else torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a program may take on the device; of main memory, what Linux calls available, elsewhere all that is free."""
+    if device.type != "cpu" and hasattr(torch.accelerator, "get_memory_info"):  # of PyTorch 2.9
+        return torch.accelerator.get_memory_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:

@@ -180,12 +180,12 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["anagram", "4", "7", "8"], "3 digits want 2 names after --view (the first is seen as it is), got 1"),
+        (["anagram", "4", "7", "8"], "3 words want 2 names after --view (the first is seen as it is), got 1"),
         (["anagram", "4", "7", "--view", "upwards"], "there is no view 'upwards': choose one of identity, vflip"),
         (["anagram", "4", "7", "--weights", "1"], "1"),
-        (["anagram", "4", "17"], "labels wants 0 to 9, got 17"),
+        (["anagram", "4", "17"], "class.safetensors knows the digits 0 to 9, got '17'"),
         (["hybrid", "3"], "the following arguments are required: far"),
-        (["hybrid", "3", "-1"], "far wants 0 to 9, got -1"),
+        (["hybrid", "3", "-1"], "class.safetensors knows the digits 0 to 9, got '-1'"),
         (["hybrid", "3", "8", "--sigma", "0"], "sigma must be a number of pixels above 0, got 0.0"),
         (["edit", "no-such.png"], "there is no picture no-such.png"),
         (["edit", "empty.png"], "empty.png is empty (0 bytes)"),

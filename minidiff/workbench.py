@@ -1,0 +1,258 @@
+"""The workbench: what the lessons of sample.py share. A model by its name, a walk of many images, pictures to begin with and to show.
+
+Every function here takes the command line, `args`, and may write into it what the model answers: scale, sampler, steps, batch.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from minidiff import editing, flags, illusions, images, mnist, pictures, sampling
+from minidiff.denoiser import Denoiser
+from minidiff.drawing import Combine, Model, digits_model, load_prompted, only
+from minidiff.machine import gathered, shared
+from minidiff.pretrained import Digits, load_digits
+from minidiff.schedule import evenly_spaced, strided
+
+Walk = Iterator[tuple[int, Tensor]]
+Views = Sequence[illusions.View]
+Kept = tuple[Tensor, Tensor]
+Terms = Sequence[Sequence[str]]  # for each term of a formula its words: one an image, or one for all
+
+
+@dataclass
+class Result:
+    """What a lesson made: a picture, and the arrays behind it. Frames where it was asked for an animation."""
+
+    images: Tensor | None
+    labels: Tensor | None
+    picture: Image.Image | None
+    says: str
+    frames: list[Image.Image] = field(default_factory=list)
+    more: dict[str, Tensor] = field(default_factory=dict)  # arrays besides images and labels
+
+
+# ---------------------------------------------------------------------------------------------------------------- the model
+
+
+def of_digits(args: argparse.Namespace) -> bool:
+    """Whether --model is a network of the digits, and not a text model."""
+    return args.model.startswith("mnist-") or args.model.endswith(".safetensors")
+
+
+def load_u_net(args: argparse.Namespace, *tasks: str) -> Digits:
+    model = load_digits(args.model, tasks)
+    for each in (model, model.guide):
+        if each is not None:
+            each.unet.to(args.device, memory_format=torch.channels_last)
+    return model
+
+
+def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int = 1) -> Model:
+    """The model with the conditions for these words; and what it answers when it is not asked for: scale, sampler, steps, batch."""
+    digits, asked = of_digits(args), vars(args)
+    for flag in ("prompt", "dtype", "encoder", "upscale") if digits else ("digit", "threshold"):
+        if asked.get(flag):
+            raise ValueError(f"--{flag} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
+    if not digits and tasks == ("class",) or args.lesson in ("digits", "denoise") and not digits:
+        raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: use text for prompts")
+    args.sampler = args.sampler or ("ddpm" if args.lesson == "inpaint" or (args.lesson == "edit" and not digits) else "dpm")
+    args.batch = asked.get("batch") or (100 if digits else 4)
+    if not digits:
+        model = load_text_model(args, args.model, words, 2 * terms)
+        if model.enlarged is not None:
+            raise ValueError(f"{args.model} is a stage II, which enlarges, {args.lesson} wants a stage I: choose a model like {flags.STAGE_I}")
+        return model
+    model = digits_model(load_u_net(args, *(tasks or ("class", "time"))))
+    if len(model.conditions) > 1:
+        for word in words:
+            if word not in model.conditions:
+                raise ValueError(f"{args.model} knows the digits 0 to {len(model.conditions) - 2}, got {word!r}")
+    elif args.scale is not None and model.guide is None:
+        raise ValueError(f"--scale wants a network with labels or a guide, {args.model} has neither: leave --scale out, or choose another --model")
+    args.steps = args.steps or {"edit": "33", "inpaint": "50"}.get(args.lesson)
+    args.scale = args.scale or {"guidance": [0, 1, 2, 3, 5, 10], "denoise": [1]}.get(args.lesson, [model.scale])
+    return model
+
+
+def load_text_model(args: argparse.Namespace, name: str, words: Sequence[str], rows_each: int) -> Model:
+    default = "float32" if args.device.type in ("cpu", "mps") else "float16"
+    args.dtype = args.dtype or default
+    model = load_prompted(
+        name, words, args.bank, encoder=args.encoder, rows=args.batch * (1 if args.sequential else rows_each), noise_level=args.noise_level + 1,
+        dtype=getattr(torch, args.dtype), device=args.device, say=print if args.rank == 0 else lambda line: None, progress=block_by_block,
+    )  # fmt: skip
+    args.scale = args.scale or [model.scale]
+    return model
+
+
+def block_by_block(blocks):
+    return tqdm(blocks, desc="T5, block by block", leave=False)
+
+
+def asked_for(args: argparse.Namespace) -> list[str]:
+    """The words of --digit or --prompt; without them none, or what the course asks for."""
+    if of_digits(args):
+        return [str(c) for c in args.digit or [""]]
+    return args.prompt or ["a high quality photo"]
+
+
+def in_turn(args: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """A word for each of the n images."""
+    return [words[k % len(words)] for k in range(args.n)]
+
+
+def labels_of(terms: Terms, n: int) -> Tensor | None:
+    """Digits as numbers (n,), −1 for none; (n, V) of V terms. None for prompts."""
+    if not all(word in ("", *"0123456789") for words in terms for word in words):
+        return None
+    columns = [torch.tensor([int(word or -1) for word in words]).expand(n) for words in terms]
+    return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the walk
+
+
+def timesteps(args: argparse.Namespace, model: Model, start: int | None = None) -> list[int]:
+    """The levels of the walk, from T or a lower start, as --steps asks."""
+    if model.levels is not None:
+        if args.lesson == "edit" and args.steps is None and args.sampler != "dpm":
+            return strided(991, 30)  # the course's own list
+        return model.levels(args.steps or ("50" if args.lesson == "inpaint" else None), args.sampler == "dpm")
+    start = start or len(model.alpha_bar) - 1
+    try:
+        steps = int(args.steps or min(flags.SAMPLERS[args.sampler] or start, start))
+    except ValueError:
+        raise ValueError(f"--steps wants a number for digits, got {args.steps!r}") from None
+    if not 1 <= steps <= start:
+        raise ValueError(f"--steps must be between 1 and {start}, the level where the walk begins, got {steps}")
+    return evenly_spaced(start, steps)
+
+
+def step_of(args: argparse.Namespace) -> sampling.Step:
+    return {"dpm": sampling.dpm_solver(), "ddim": sampling.ddim(args.eta), "ddpm": sampling.ddpm_step, "ddpm-large": sampling.ddpm_large_step}[args.sampler]
+
+
+def drawn(args: argparse.Namespace, model: Model, walk: Callable[[range, dict], Walk], steps: int, frames: list[Tensor] | None = None, seed: int | None = None) -> Tensor:
+    """The last images of n walks, (n, C, H, W) in [0, 1] on the CPU; into `frames` go all of the first batch.
+
+    walk: (part, how) -> the walk of the images in that part of range(n). `how` is the keywords of `sample`; in it each image has its own
+          noise, so that image k is the same in batches of any size (--batch), and for any number of processes
+    """
+    parts, results = shared(args.n, args.batch), []
+    with tqdm(total=sum(map(len, parts)) * steps, unit="image-step", disable=args.rank > 0, leave=False) as bar:
+        for part in parts:
+            noise = sampling.noise_per_image(sampling.seeded(args.seed if seed is None else seed, part.start, len(part)))
+            for _, x in walk(part, {"alpha_bar": model.alpha_bar, "step": step_of(args), "clip": model.clip, "noise": noise}):
+                if frames is not None and part.start == 0:
+                    frames.append(images.to_unit(x, *model.pixels).cpu())
+                bar.update(len(part))
+            results.append(images.to_unit(x, *model.pixels))
+    return gathered(results)
+
+
+def from_noise(args: argparse.Namespace, model: Model, terms: Terms, combine: Combine, frames: list[Tensor] | None = None) -> Tensor:
+    """n images, each begun as noise. Frames are kept for --gif alone."""
+    levels = timesteps(args, model)
+
+    def walk(part: range, how: dict) -> Walk:
+        x = how["noise"](torch.empty(len(part), *model.shape, device=args.device))
+        return sampling.sample(model.denoiser(cut(terms, part), combine, args.scale[0], args.sequential), x, levels, **how)
+
+    return drawn(args, model, walk, len(levels) - 1, frames if args.gif else None)
+
+
+def asked(args: argparse.Namespace, model: Model, words: Sequence[str], part: range) -> Denoiser:
+    """The denoiser for these images' words."""
+    return model.denoiser(cut([words], part), only, args.scale[0], args.sequential)
+
+
+def cut(terms: Terms, part: range) -> Terms:
+    return [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
+
+
+def upscaled(args: argparse.Namespace, x: Tensor, terms: Terms, combine: Combine = only, views: Views = (), keep: Kept | None = None) -> Tensor:
+    """With --upscale the images (N, 3, H, W) in [0, 1] enlarged by stage II, else as they are. The first model is no longer in memory."""
+    return enlarged(args, lambda model: x, terms, combine, views, keep) if args.upscale else x
+
+
+def enlarged(args: argparse.Namespace, low_of: Callable[[Model], Tensor], terms: Terms, combine: Combine = only, views: Views = (), keep: Kept | None = None) -> Tensor:
+    """Stage II of the same formula; what a term sees through a view, it sees through it in the low resolution too.
+
+    keep: where the mask is 1, the images stay: a mask and (N, 3, H, W) in [-1, 1]
+    """
+    args = argparse.Namespace(**vars(args))  # of a lesson that goes on after this: its own steps, scale and batch
+    if args.lesson != "upscale":
+        args.steps, args.scale, args.batch = args.upscale_steps, None, None
+        args.encoder = args.encoder or args.model
+    args.sampler, args.batch = args.sampler or "dpm", args.batch or 1
+    model = load_text_model(args, args.upscale, [word for words in terms for word in words], 2 * len(terms))
+    if model.enlarged is None:
+        raise ValueError(f"{args.upscale} is a stage I, enlarging wants stage II: choose a model like {flags.STAGE_II}")
+    low_0 = 2 * low_of(model) - 1
+    levels, args.n = timesteps(args, model), len(low_0)
+
+    def walk(part: range, how: dict) -> Walk:
+        x = how["noise"](torch.empty(len(part), *model.shape, device=args.device))
+        low = model.enlarged(low_0[part].to(args.device), how["noise"])
+        lows = [view.apply(low) for view in views] if views else [low] * len(terms)
+        denoiser, constrain = model.denoiser(cut(terms, part), combine, args.scale[0], args.sequential, lows), None
+        if keep is not None:
+            mask, x_orig = (a.to(args.device) for a in keep)
+            constrain = editing.hold(lambda x: mask * x, x_orig[part], model.alpha_bar, how["noise"])
+        return sampling.sample(denoiser, x, levels, constrain=constrain, **how)
+
+    return drawn(args, model, walk, len(levels) - 1, seed=args.seed + 1)  # other noise than that of stage I
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
+
+
+def originals(args: argparse.Namespace, model: Model) -> tuple[Tensor, list[str], str]:
+    """What to edit: the picture, n times, or n test digits with their own labels. (n, C, H, W), the words, and a word about it."""
+    labelled = len(model.conditions) > 1
+    if args.picture is None:
+        x_0, labels = test_digits(args, model.pixels)
+        return x_0, [str(int(c)) if labelled else "" for c in labels], f"{args.n} test digits"
+    x = pictures.read(args.picture, model.shape[1:], model.shape[0], *model.pixels)
+    says = Path(args.picture).name
+    if of_digits(args) and pictures.inked(x, *model.pixels):  # and MNIST is white on black
+        x, says = sum(model.pixels) - x, f"{says} (inverted, as its border is bright)"
+    return x.expand(args.n, -1, -1, -1), in_turn(args, asked_for(args) if labelled else [""]), says
+
+
+def test_digits(args: argparse.Namespace, pixels: tuple[float, float] = (0, 1)) -> tuple[Tensor, Tensor]:
+    x, labels = mnist.test_digits(args.n, args.digit or list(range(10)))
+    return mnist.to_pixels(x, *pixels).to(args.device), labels
+
+
+def noised(args: argparse.Namespace, x: Tensor, sigmas: list[float]) -> list[Tensor]:
+    """z = x + σ ε, the same ε for every σ."""
+    eps = sampling.noise_per_image(sampling.seeded(args.seed, 0, len(x)))(x)
+    return [x + sigma * eps for sigma in sigmas]
+
+
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """The images as large as others, each pixel repeated."""
+    return F.interpolate(x.cpu(), size=like.shape[-2:])
+
+
+def sheet(args: argparse.Namespace, x: Tensor, columns: int = 10) -> Image.Image | None:
+    return images.grid(x, columns, 2 if x.shape[-1] < 128 else 1) if is_picture(args) else None
+
+
+def strips(args: argparse.Namespace, x: Tensor, names: list[str]) -> Image.Image | None:
+    """(N, V, C, H, W) in [0, 1]: the V pictures of an image beside each other, under their names; as many images in a row as fit."""
+    across = min(len(x), max(1, 280 // (x.shape[-1] * len(names))))
+    return images.captioned(images.grid(x.flatten(0, 1), across * len(names), -(-84 // x.shape[-1])), names * across) if is_picture(args) else None
+
+
+def is_picture(args: argparse.Namespace) -> bool:
+    return args.out.suffix == ".png"

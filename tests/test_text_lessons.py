@@ -1,0 +1,286 @@
+"""The lessons with a text model, from the command line to the file: against the same walks written out by hand with the golden networks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from if_fixtures import GOLDEN
+from PIL import Image
+from torch.testing import assert_close
+
+import sample
+from minidiff import deepfloyd, drawing, hub, prompts
+from minidiff import sample as walk
+from minidiff.adapters import enlarged, superres, text
+from minidiff.diffusion import add_noise
+from minidiff.editing import inpaint
+from minidiff.files import load_tensors
+from minidiff.guidance import cfg
+from minidiff.illusions import anagram, gaussian, hybrid, view
+from minidiff.sampling import dpm_solver, last, noise_per_image, seeded
+from minidiff.schedule import strided
+
+ONE, TWO = str(GOLDEN / "tiny-if-I"), str(GOLDEN / "tiny-if-II")
+TOWER = str(sample.PICTURES / "tower.png")
+CLOSE = {"rtol": 0, "atol": 1e-3}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Draws into a file of arrays, in a folder of its own, and returns the arrays."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert sample.main([*map(str, arguments), "--device", "cpu", "--out", "x.safetensors"]) == 0
+        return load_tensors("x.safetensors")[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one():
+    return deepfloyd.load_stage(ONE)
+
+
+@pytest.fixture(scope="module")
+def two():
+    return deepfloyd.load_stage(TWO)
+
+
+def told(stage, *words):
+    return [stage.unet.encode(vectors[None]) for vectors in prompts.embed(list(words), ONE, 32, {})]
+
+
+def noises(seed, count):
+    return noise_per_image(seeded(seed, 0, count))
+
+
+def unit(x):
+    return ((x + 1) / 2).clamp(0, 1)
+
+
+@torch.no_grad()
+def by_hand(stage, denoise, levels, noise, count, step=None):
+    how = {} if step is None else {"step": step}
+    return last(walk(denoise, noise(torch.empty(count, 3, stage.size, stage.size)), levels, stage.alpha_bar, clip=stage.clip, noise=noise, **how))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm"])
+def test_text_is_the_guided_walk_by_hand(run, one, sampler):
+    """Named respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it is safe to begin."""
+    fox, empty = told(one, "a fox", "")
+    denoise = cfg(text(one.unet, fox), text(one.unet, empty), 7.0)
+    levels, step = (deepfloyd.respaced("fast27"), None) if sampler == "ddpm" else (deepfloyd.solver_levels(one.alpha_bar, 4), dpm_solver())
+    made = run("text", "A Fox ", "--model", ONE, "-n", 2, "--sampler", sampler, "--steps", "fast27" if sampler == "ddpm" else 4, "--seed", 5)
+    assert_close(made["images"], unit(by_hand(one, denoise, levels, noises(5, 2), 2, step)), **CLOSE)
+    assert set(made) == {"images"}
+
+
+def test_prompts_take_turns_and_image_k_is_the_same_for_any_batch_size_and_without_fusing(run):
+    command = ("text", "a fox", "a skull", "--model", ONE, "-n", 3, "--steps", 3)
+    x = run(*command)["images"]
+    for more in (["--batch", 2], ["--sequential"], ["--batch", 1, "--sequential"]):
+        assert_close(run(*command, *more)["images"], x, **CLOSE)
+    assert_close(run(*command, "-n", 1)["images"], x[:1], **CLOSE)
+    alone = run("text", "a skull", "--model", ONE, "-n", 2, "--steps", 3)["images"]
+    assert_close(alone[1], x[1], **CLOSE)
+    assert float((alone[0] - x[0]).abs().max()) > 0.01
+
+
+def test_t5_is_asked_once_and_the_bank_after_that(run, tmp_path, capsys):
+    """The second run has a model without a text encoder; a prompt that is not in the bank is then refused, with the nearest one."""
+    shutil.copytree(ONE, tmp_path / "tiny-if-I")
+    command = ["--model", "tiny-if-I", "--steps", 2, "-n", 1]
+    x = run("text", "a red fox", *command)["images"]
+    assert "T5 block by block" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "tiny-if-I" / "text_encoder")
+    assert_close(run("text", "a red fox", *command)["images"], x, rtol=0, atol=0)
+    assert "T5" not in capsys.readouterr().out
+    assert sample.main(["text", "a red ox", *map(str, command)]) == 2
+    error = capsys.readouterr().err
+    assert "no embedding for 'a red ox' in the bank (nearest there: 'a red fox'), and T5 cannot make it" in error
+    assert error.count("\n") == 1
+
+
+def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys):
+    torch.save({"A Waterfall": torch.ones(1, 77, 32)}, tmp_path / "course.pth")
+    assert sample.main(["embed", "a fox", "a skull", "--model", ONE, "--out", "bank.safetensors"]) == 0
+    assert "3 prompts added, 3 in the bank" in capsys.readouterr().out
+    assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
+    assert "1 prompts added, 4 in the bank" in capsys.readouterr().out
+    assert list(prompts.load_bank("bank.safetensors")) == [("", "tiny-if-I"), ("a fox", "tiny-if-I"), ("a skull", "tiny-if-I"), ("a waterfall", prompts.XXL)]
+    run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
+    assert "T5" not in capsys.readouterr().out
+    assert sample.main(["embed", "--import", "course.txt", "--out", "bank.safetensors"]) == 2
+    assert "course.txt cannot be read safely" in capsys.readouterr().err
+
+
+def test_words_that_are_cut_off_are_named(run, capsys):
+    run("text", "word " * 90 + "nevermore", "--model", ONE, "--steps", 1, "-n", 1)
+    error = capsys.readouterr().err
+    assert "sample.py: the prompt has" in error
+    assert "nevermore" in error
+    assert "UserWarning" not in error
+
+
+def test_edit_begins_at_the_courses_own_levels(run, one):
+    made = run("edit", TOWER, "--model", ONE, "--prompt", "a rocket ship", "-n", 1)
+    assert made["levels"].tolist() == [strided(991, 30)[i] for i in sample.STARTS] == [961, 901, 841, 781, 691, 391]
+    ship, empty = told(one, "a rocket ship", "")
+    x_0, noise = 2 * made["original"] - 1, noises(137, 1)
+    x = add_noise(x_0, one.alpha_bar[391], noise(x_0))
+    denoise = cfg(text(one.unet, ship), text(one.unet, empty), 7.0)
+    with torch.no_grad():
+        x = last(walk(denoise, x, strided(991, 30)[20:], one.alpha_bar, clip=one.clip, noise=noise))
+    assert_close(made["images"][5:], unit(x), **CLOSE)
+
+
+def test_inpaint_keeps_the_picture_to_the_bit_and_draws_by_hand_inside(run, one):
+    made = run("inpaint", TOWER, "--model", ONE, "-n", 1, "--mask", "4,4,12,12", "--steps", 3)
+    m = made["mask"]
+    assert m.sum() == 64
+    outside = (m == 0).expand_as(made["images"])
+    assert torch.equal(made["images"][outside], made["original"][outside])
+    photo, empty = told(one, "a high quality photo", "")
+    denoise = cfg(text(one.unet, photo), text(one.unet, empty), 7.0)
+    x = last(inpaint(denoise, 2 * made["original"] - 1, m, [1000, 501, 1, 0], one.alpha_bar, clip=one.clip, noise=noises(137, 1)))
+    assert_close(made["images"], unit(x), **CLOSE)
+
+
+def second_walk(two, x, denoise_of, seed=138):
+    """Stage II on images (N, 3, 16, 16) in [0, 1], three steps of DPM-Solver++."""
+    noise = noises(seed, len(x))
+    x_T = noise(torch.empty(len(x), 3, 32, 32))
+    low = enlarged(2 * x - 1, (32, 32), two.low_alpha_bar, 251, noise)
+    levels = deepfloyd.solver_levels(two.alpha_bar, 3)
+    with torch.no_grad():
+        return unit(last(walk(denoise_of(low), x_T, levels, two.alpha_bar, step=dpm_solver(), clip=two.clip, noise=noise)))
+
+
+def test_an_anagram_is_enlarged_with_the_low_resolution_seen_through_each_view(run, one, two):
+    command = ("anagram", "an old man", "a campfire", "--view", "rot90", "--model", ONE, "-n", 2, "--steps", 2)
+    x, turn = run(*command)["images"], view("rot90")
+    (man, fire, empty), (man2, fire2, empty2) = told(one, "an old man", "a campfire", ""), told(two, "an old man", "a campfire", "")
+    first = anagram([cfg(text(one.unet, c), text(one.unet, empty), 7.0) for c in (man, fire)], [view("identity"), turn])
+    assert_close(x, unit(by_hand(one, first, deepfloyd.solver_levels(one.alpha_bar, 2), noises(137, 2), 2, dpm_solver())), **CLOSE)
+
+    def second(low):
+        seen = [(man2, low), (fire2, turn.apply(low))]
+        return anagram([cfg(superres(two.unet, c, a), superres(two.unet, empty2, a), 4.0) for c, a in seen], [view("identity"), turn])
+
+    made = run(*command, "--upscale", TWO, "--upscale-steps", 3)
+    assert_close(made["images"], second_walk(two, x, second), **CLOSE)
+    assert_close(made["views"][:, 1], made["images"].rot90(1, (-2, -1)))
+
+
+def test_a_hybrid_is_enlarged_with_a_blur_four_times_as_wide(run, two):
+    command = ("hybrid", "a waterfall", "a skull", "--model", ONE, "-n", 1, "--steps", 2)
+    near, far, empty = told(two, "a waterfall", "a skull", "")
+
+    def second(low):
+        return hybrid(*(cfg(superres(two.unet, c, low), superres(two.unet, empty, low), 4.0) for c in (far, near)), gaussian(4 * 0.5))
+
+    assert_close(run(*command, "--upscale", TWO, "--upscale-steps", 3)["images"], second_walk(two, run(*command)["images"], second), **CLOSE)
+
+
+def test_upscale_draws_what_the_flag_of_another_lesson_draws(run, tmp_path):
+    command = ("text", "a fox", "--model", ONE, "-n", 2, "--steps", 2)
+    both = run(*command, "--upscale", TWO, "--upscale-steps", 3)["images"]
+    run(*command)
+    shutil.copy("x.safetensors", "small.safetensors")
+    assert both.shape == (2, 3, 32, 32)
+    assert_close(run("upscale", "small.safetensors", "--model", TWO, "--encoder", ONE, "--prompt", "a fox", "--steps", 3)["images"], both, **CLOSE)
+
+
+def test_inpainting_is_enlarged_with_the_large_picture_around_it(run):
+    made = run("inpaint", TOWER, "--model", ONE, "-n", 1, "--steps", 2, "--upscale", TWO, "--upscale-steps", 3)
+    outside = (made["mask"] == 0).expand_as(made["images"])
+    assert made["images"].shape == (1, 3, 32, 32)
+    assert torch.equal(made["images"][outside], made["original"][outside])
+    assert float((made["images"] - made["original"])[~outside].abs().mean()) > 0.01
+
+
+@pytest.mark.parametrize("lesson", [["text", "a fox"], ["edit"], ["inpaint"], ["anagram", "a", "b"], ["hybrid", "a", "b"], ["upscale", "--encoder", ONE]], ids=lambda a: a[0])
+def test_every_lesson_draws_a_picture_that_says_how_it_was_made(tmp_path, monkeypatch, lesson):
+    monkeypatch.chdir(tmp_path)
+    model = TWO if lesson[0] == "upscale" else ONE
+    assert sample.main([*lesson, "--model", model, "-n", "2", "--steps", "2", "--dtype", "bfloat16"]) == 0
+    with Image.open(f"out/{lesson[0]}.png") as picture:
+        settings = json.loads(picture.text["minidiff"])
+    assert (settings["model"], settings["dtype"], settings["seed"]) == (model, "bfloat16", 137)
+
+
+def test_the_plan_is_told_first_and_nothing_is_loaded_that_does_not_fit(tmp_path, monkeypatch, capsys):
+    def never(*args, **kwargs):
+        raise AssertionError("loaded before the plan was checked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(prompts, "embed", never)
+    monkeypatch.setattr(deepfloyd, "load_stage", never)
+    assert sample.main(["text", "a fox", "--model", ONE]) == 2
+    said = capsys.readouterr()
+    assert "weights 0.00 GB + activations" in said.out
+    assert "GB), free are 0.0 GB: use a smaller model" in said.err
+
+
+def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, capsys):
+    """More images at a time take more, --sequential takes less, and T5 is counted where a prompt is not in the bank."""
+    plans = []
+    monkeypatch.setattr(deepfloyd, "memory_plan", lambda config, dtype, rows, **more: plans.append((rows, more["text_config"] is not None)) or deepfloyd.MemoryPlan(10**18, 0, 0))
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["text", "a"], ["text", "a", "--batch", "2"], ["anagram", "a", "b", "--batch", "2"], ["anagram", "a", "b", "--batch", "2", "--sequential"]):
+        assert sample.main([*arguments, "--model", ONE]) == 2
+    assert plans == [(8, True), (4, True), (8, True), (2, True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["text", "a", "--model", "no-such-folder"], "there is no folder no-such-folder, and a name on the hub has the form owner/name"),
+        (["text", "a", "--model", ONE, "--steps", "smart28"], "--steps"),
+        (["text", "a", "--model", ONE, "--sampler", "ddpm", "--steps", "smart28"], "steps must be a number, numbers like 10,10,3,2,2 or one of fast27"),
+        (["text", "a", "--model", ONE, "--steps", "2000"], "steps must be between 1 and 995, got 2000"),
+        (["text", "a", "--model", ONE, "--dtype", "float8"], "--dtype wants one of float32, bfloat16, float16, got 'float8'"),
+        (["text", "a", "--model", TWO, "--encoder", ONE], "is a stage II"),
+        (["text", "a", "--model", ONE, "--upscale", ONE], "is a stage I"),
+        (["upscale", "--model", ONE], "is a stage I"),
+        (["upscale", "--model", TWO], "no embedding for ''"),
+        (["upscale", "no.png", "--model", TWO, "--encoder", ONE], "there is no picture no.png"),
+        (["digits", "--model", ONE], "digits is a lesson on digits"),
+        (["guidance", "--model", ONE], "guidance is a lesson on digits"),
+        (["denoise", "--model", ONE], "denoise is a lesson on digits"),
+        (["edit", "--model", ONE, "--digit", "3"], "--digit is for digits"),
+        (["edit", "--prompt", "a fox"], "--prompt is for text models, mnist-class is for digits"),
+        (["anagram", "4", "7", "--upscale"], "--upscale is for text models"),
+        (["anagram", "a", "b", "--view", "pixels", "--model", ONE, "--upscale", TWO], "the view 'pixels' shuffles a large picture otherwise"),
+        (["inpaint", "--model", ONE, "--mask", "0,0,17,3"], "the box 0,0,17,3 is not inside 16 x 16 pixels"),
+        (["embed", "a", "--model", TWO], "tiny-if-II has no text_encoder/config.json"),
+        (["embed", "a", "--model", ONE, "--out", "bank.png"], "--out wants a name that ends in .safetensors, got bank.png"),
+        (["text", "a", "--model", ONE, "--bank", "/proc/none/bank.safetensors"], "cannot write /proc/none/bank.safetensors"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".gif")]
+
+
+def test_a_word_that_a_model_does_not_know_is_refused():
+    model = drawing.Model(None, {"": None, "4": None}, None, None, (-1, 1), (1, 28, 28), 1)
+    with pytest.raises(ValueError, match="the model knows 4, got '12'"):
+        model.told(["12"])
+
+
+def test_the_model_of_a_hub_name_is_asked_from_the_hub(monkeypatch, capsys, tmp_path):
+    def asked(model, *names):
+        raise ValueError(f"{model} is gated: accept its licence")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "fetch", asked)
+    assert sample.main(["text", "a snowy mountain village"]) == 2
+    assert capsys.readouterr().err == "sample.py: DeepFloyd/IF-I-M-v1.0 is gated: accept its licence\n"
