@@ -8,7 +8,7 @@ from if_fixtures import CONFIG, golden, published_configs, small_unet, unet_weig
 from torch.testing import assert_close
 
 from minidiff.models import if_unet
-from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, conv_of_enlarged, join, norm_scale_shift, spread
+from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, attend, conv_of_enlarged, conv_of_small, join, norm_scale_shift, spread
 
 CASES = [("I", "a"), ("I", "b"), ("I", "c"), ("I", "d_float_t"), ("I", "e_fp16_weights"), ("II", "a"), ("II", "b")]
 
@@ -136,7 +136,38 @@ def test_only_cross_attention_takes_one_prompt_for_many_images():
 def test_the_convolution_of_an_enlarged_picture_is_a_transposed_one(size):
     conv = torch.nn.Conv2d(3, 5, 3, padding=1, dtype=torch.float64)
     x = torch.randn(2, 3, size, size + 1, dtype=torch.float64)
-    assert_close(conv_of_enlarged(x, conv), conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+    want = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    assert_close(conv_of_enlarged(x, conv), want)
+    assert_close(conv_of_enlarged(x.contiguous(memory_format=torch.channels_last), conv.to(memory_format=torch.channels_last)), want)
+
+
+def test_the_convolution_of_a_small_picture_is_one_product_of_matrices(monkeypatch):
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    want = conv(x)
+    monkeypatch.setattr(if_unet, "lean", lambda x: True)
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", None)
+    got = conv_of_small(x, conv)
+    assert_close(got, want)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("M", [1, 5])
+def test_attention_head_by_head_is_attention(M, monkeypatch):
+    q, k, v = torch.randn(2, M, 12, dtype=torch.float64), *torch.randn(2, 2, 7, 12, dtype=torch.float64)
+    want = attend(q, k, v, 3)
+    heads = [torch.softmax(q[..., i : i + 4] @ k[..., i : i + 4].transpose(1, 2) / 2, dim=2) @ v[..., i : i + 4] for i in (0, 4, 8)]
+    assert_close(want, torch.cat(heads, dim=2))
+    monkeypatch.setattr(if_unet, "lean", lambda x: True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    assert_close(attend(q, k, v, 3), want)
+
+
+def test_attention_in_bfloat16_stays_close_for_large_scores_too():
+    q, k, v = 4 * torch.randn(2, 9, 128), *torch.randn(2, 2, 50, 128)
+    q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    want = attend(q.float(), k.float(), v.float(), 2)  # scores up to about 16
+    assert_close(attend(q, k, v, 2).float(), want, atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -11,8 +11,9 @@ prompt alone is computed once a walk, by `encode`: the pooled text vector, and t
     prompt -> add_embedding ───────┘
     prompt -> encoder_hid_proj ──────────────> keys and values beside the picture's own, in every attention
 
-Three rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of
-the small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order.
+Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of the
+small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In bfloat16, where products are
+cheap and moving numbers is not, attention goes head by head, and a convolution of few pixels is one product of matrices.
 
 IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv 2105.05233.
 The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks (IF attends to all 77
@@ -115,6 +116,11 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x)
 
 
+def lean(x: Tensor) -> bool:
+    """bfloat16 on a CPU: products of matrices are so fast that all else is what takes time."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
 def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor, shift: Tensor) -> Tensor:
     """GN(x) · (1 + scale) + shift, with x (B, C, H, W), scale and shift (B, C)                      (ADM Eq. 3: adaptive GN)"""
     B, C, H, W = x.shape
@@ -136,8 +142,22 @@ def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     O, C = conv.weight.shape[:2]
     one_each = torch.eye(9, dtype=x.dtype, device=x.device).view(9, 1, 3, 3).flip(2, 3)
     widen = F.conv_transpose2d(one_each, x.new_ones(1, 1, 2, 2)).view(9, 16)
-    kernel = (conv.weight.reshape(O * C, 9) @ widen).view(O, C, 4, 4).transpose(0, 1)
+    if x.is_contiguous():
+        kernel = (conv.weight.reshape(O * C, 9) @ widen).view(O, C, 4, 4).transpose(0, 1)
+    else:  # channels last: the same numbers, in the order in which the convolution will read them
+        kernel = (widen.T @ conv.weight.permute(1, 2, 3, 0).reshape(C, 9, O)).view(C, 4, 4, O).permute(0, 3, 1, 2)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+def conv_of_small(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(x) for a 3 x 3 convolution. For few pixels it is one product with the matrix of their neighbourhoods, which takes the
+    weights as they lie in memory: a convolution lays them out anew, and that takes as long as the work on 8 x 8 pixels."""
+    B, _, H, W = x.shape
+    if not lean(x) or B * H * W > 256 or not conv.weight.is_contiguous(memory_format=torch.channels_last):
+        return conv(x)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))                     # (B, H + 2, W + 2, C)
+    patches = torch.cat([x[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], dim=3)
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
@@ -181,7 +201,12 @@ class TextPool(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q kᵀ/√d) v for each head of width d: (B, M, C), (B, N, C), (B, N, C) -> (B, M, C). The softmax is at least float32."""
-    q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))
+    q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, M or N, d)
+    if lean(q):
+        # the fused attention multiplies in float32 here; as matrices in bfloat16 it takes half the time, and one head's scores fit the cache
+        q = q * q.shape[-1] ** -0.5
+        a = torch.stack([(q_h @ k_h.T).softmax(-1) @ v_h for q_h, k_h, v_h in zip(*(a.flatten(0, 1) for a in (q, k, v)))])
+        return a.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -230,9 +255,9 @@ class Resnet(nn.Module):
         h = gelu(self.norm1(x))                                              # (B, c_in, H, W)
         if self.way == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
-        h = conv_of_enlarged(h, self.conv1) if self.way == "up" else self.conv1(h)
+        h = conv_of_enlarged(h, self.conv1) if self.way == "up" else conv_of_small(h, self.conv1)
         scale, shift = self.time_emb_proj(emb).chunk(2, dim=1)               # (B, c_out) each
-        h = self.conv2(gelu(norm_scale_shift(h, self.norm2, scale, shift)))
+        h = conv_of_small(gelu(norm_scale_shift(h, self.norm2, scale, shift)), self.conv2)
         # `h` is fresh from a convolution, which needs it for no gradient: add in place
         if self.way == "up":
             H, W = x.shape[2:]
