@@ -21,6 +21,7 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import clip_to
 from minidiff.files import load_tensors
 from minidiff.guidance import cfg
+from minidiff.models.mnist_classifier import Classifier
 from minidiff.models.mnist_unet import UNet
 from minidiff.sampling import Step, noise_per_image, sample
 from minidiff.schedule import cosine, linear, linear_to_noise
@@ -33,8 +34,8 @@ SCHEDULES = {"linear": linear, "linear_to_noise": linear_to_noise, "cosine": cos
 class Digits:
     """A network of the digits with all that its file says of it.
 
-    unet:      the network; of task "denoiser" it maps z to x, of "time" and "class" it predicts `target`
-    alpha_bar: (T + 1,) float64, or None for the denoiser
+    unet:      the network; of task "denoiser" it maps z to x, of "time" and "class" it predicts `target`; of "classifier" it is none but reads
+    alpha_bar: (T + 1,) float64, or None for the denoiser and the classifier
     pixels:    (low, high), the range it was trained on
     classes:   how many labels it knows, 0 for none
     target:    "eps" or "velocity"
@@ -82,8 +83,8 @@ def build(settings: dict, device: str = "cpu") -> Digits:
     """An untrained network from the settings of a run (see train.py for their names)."""
     task, classes = settings["task"], settings.get("classes", 0)
     with torch.device(device):
-        unet = UNet(settings["width"], time=task != "denoiser", classes=classes)
-    alpha_bar = None if task == "denoiser" else SCHEDULES[settings["schedule"]](settings["T"])
+        unet = Classifier(settings["width"]) if task == "classifier" else UNet(settings["width"], time=task != "denoiser", classes=classes)
+    alpha_bar = None if task in ("denoiser", "classifier") else SCHEDULES[settings["schedule"]](settings["T"])
     low, high = (float(value) for value in settings["pixels"])
     scale, target = float(settings.get("scale", 1)), settings.get("target", "image")
     if not low < high or not math.isfinite(high - low) or not math.isfinite(scale) or target not in ("eps", "velocity", "image"):
@@ -94,7 +95,7 @@ def build(settings: dict, device: str = "cpu") -> Digits:
 def load_digits(name: str | Path, tasks: tuple[str, ...]) -> Digits:
     """A network that train.py wrote, in eval mode: BatchNorm uses its running statistics, so no image depends on its batch.
 
-    name:  mnist-denoiser, mnist-time, mnist-class, or the path of a file
+    name:  mnist-denoiser, mnist-time, mnist-class, mnist-classifier, or the path of a file
     tasks: the kinds that the caller can use
     Raises ValueError, in one sentence, when there is no such file, when it is damaged, of another kind, or holds numbers that are not finite.
     """

@@ -2,12 +2,13 @@
 
     denoiser    E ‖D(x + σ ε) − x‖²                           one σ, the clean image itself              (CS180 B.1)
     diffusion   E ‖ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t) − ε‖²      t ~ U{1 … T}                               (DDPM Eq. 14, Alg. 1)
+    classifier  −E log p(c | x)                               no denoiser: it reads what the others draw
 
 The second may ask for the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 in place of ε (PD, see diffusion.py). Both fix x_0; but where nearly
 all is noise, ε is nearly x_t and its error says nothing about the image, while the velocity there is −x_0: the network
 has to decide what to draw, which is what a small one without guidance fails at.
 
-Nothing here draws random numbers: t, ε and the dropped labels are arguments. Next: guidance.py.
+Nothing here draws random numbers: t, ε, the dropped labels, the angles and shifts are arguments. Next: guidance.py.
 """
 
 from collections.abc import Iterable
@@ -48,6 +49,24 @@ def drop_labels(c: Tensor, keep: Tensor, classes: int = 10) -> Tensor:
     c: (B,) int64 in 0 … classes − 1; keep: (B,) bool, True with probability 1 − p_uncond. Returns (B, classes) float32.
     """
     return F.one_hot(c, classes).float() * keep[:, None]
+
+
+def moved(x: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
+    """Each image turned about its centre, counter-clockwise, and moved right and down: bilinear, and 0 comes in from outside.
+
+    x: (B, C, H, W); angle: (B,), radians; shift: (B, 2), pixels to the right and down
+    """
+    H, W = x.shape[-2:]
+    right, down = shift.T[:, :, None, None]
+    column, row = torch.arange(W).to(x) - (W - 1) / 2 - right, torch.arange(H).to(x)[:, None] - (H - 1) / 2 - down  # (B, 1, W), (B, H, 1)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    source = torch.stack([(cos * column - sin * row) * 2 / (W - 1), (sin * column + cos * row) * 2 / (H - 1)], -1)  # borders are −1 and 1
+    return F.grid_sample(x, source, align_corners=True)
+
+
+def classifier_loss(classifier: nn.Module, x: Tensor, c: Tensor) -> Tensor:
+    """−E log p(c | x). x: (B, 1, H, W) in [0, 1]; c: (B,) int64 labels. Returns a 0-dim float32."""
+    return F.cross_entropy(classifier(x).float(), c)
 
 
 @torch.no_grad()

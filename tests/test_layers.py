@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "models.if_unet": set(),
     "models.t5": set(),
     "models.tokenizer": set(),
+    "models.mnist_classifier": {"models.mnist_unet"},
     "hub": set(),
     "prompts": {"files", "hub", "models.t5", "models.tokenizer"},
     "deepfloyd": {"diffusion", "hub", "models.if_unet", "schedule"},
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "pictures": set(),
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
-    "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "models.mnist_unet", "sampling", "schedule"},
+    "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "models.mnist_classifier", "models.mnist_unet", "sampling", "schedule"},
+    "reader": {"mnist", "models.mnist_classifier", "pretrained", "scores"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

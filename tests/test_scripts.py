@@ -26,7 +26,7 @@ SMALL = ["--width", "4", "--limit", "256"]
 def runs(tmp_path_factory):
     """One small run of each task, two epochs."""
     folder = tmp_path_factory.mktemp("runs")
-    for task in ("denoiser", "time", "class"):
+    for task in train.BETTER:
         assert train.main([task, *SMALL, "--epochs", "2", "--out", str(folder / task)]) == 0
     return folder
 
@@ -35,7 +35,7 @@ def model(runs, task):
     return str(runs / task / f"mnist-{task}.safetensors")
 
 
-@pytest.mark.parametrize("task", ["denoiser", "time", "class"])
+@pytest.mark.parametrize("task", train.BETTER)
 def test_a_run_writes_its_curve_its_samples_its_state_and_its_weights(runs, task):
     assert {p.name for p in (runs / task).iterdir()} == {
         "loss.csv", "loss.png", "samples-epoch-001.png", "samples-epoch-002.png", "state.safetensors", f"mnist-{task}.safetensors",
@@ -51,7 +51,8 @@ def test_the_course_preset_runs(tmp_path):
     assert (settings["preset"], settings["schedule"], settings["lr"]) == ("course", "linear", 1e-3)
 
 
-def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, runs, monkeypatch):
+@pytest.mark.parametrize("task", ["class", "classifier"])
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs, monkeypatch):
     """Killed in the second epoch, after a state saved in mid-epoch: bit for bit what the uninterrupted run has."""
 
     def killed(run, *args):
@@ -61,14 +62,14 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, runs, monke
 
     honest = train.loss
     monkeypatch.setattr(train, "loss", killed)
-    command = ["class", *SMALL, "--epochs", "2", "--out", str(tmp_path), "--save-every", "0"]
+    command = [task, *SMALL, "--epochs", "2", "--out", str(tmp_path), "--save-every", "0"]
     with pytest.raises(KeyboardInterrupt):
         train.main(command)
     assert load_tensors(tmp_path / "state.safetensors")[1]["batch"] == 1
     monkeypatch.setattr(train, "loss", honest)
     assert train.main([*command, "--resume"]) == 0
-    for name in ("mnist-class.safetensors", "state.safetensors"):
-        one, other = load_tensors(tmp_path / name)[0], load_tensors(runs / "class" / name)[0]
+    for name in (f"mnist-{task}.safetensors", "state.safetensors"):
+        one, other = load_tensors(tmp_path / name)[0], load_tensors(runs / task / name)[0]
         assert one.keys() == other.keys()
         for key in one:
             assert_close(one[key], other[key], rtol=0, atol=0)
@@ -89,8 +90,9 @@ def test_a_run_can_begin_with_the_layers_of_another_network(runs, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["clas"], "a task is one of denoiser, time, class, got 'clas'"),
+        (["clas"], "a task is one of denoiser, time, class, classifier, got 'clas'"),
         (["class", "--preset", "best"], "--preset wants better or course, got 'best'"),
+        (["classifier", "--preset", "course"], "the assignment trains no classifier: leave --preset course out"),
         (["class", "--epochs", "0"], "--epochs wants 1 to 10000, got 0"),
         (["class", "--limit", "5"], "--limit wants 256 to 60000, got 5"),
         (["class", "--device", "toaster"], "got 'toaster'"),

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import train
-from minidiff import mnist
+from minidiff import mnist, training
 from minidiff.files import load_tensors
+from minidiff.models.mnist_classifier import Classifier
 from minidiff.models.mnist_unet import UNet
 from minidiff.schedule import linear, linear_to_noise
 
@@ -65,6 +66,52 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
             continue  # a bias before BatchNorm has gradient 0 but for rounding, and Adam makes whole steps of that
         assert_close(state[f"unet.{name}"], tensor, rtol=1e-4, atol=1e-5)
         assert_close(written[name], average[name] if preset == "better" else tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifiers_run_is_the_loop_by_hand(tmp_path, monkeypatch):
+    """One step on 256 digits, each turned by its own angle, up to 15 degrees, and moved by its own two shifts, up to 2 pixels."""
+    settings = train.BETTER["classifier"] | {"width": 4, "epochs": 1, "seed": 137, "limit": 256, "batch": 256, "warmup": 0, "ema": 0.5}
+    monkeypatch.setattr(train, "write_results", lambda run, folder: None)
+    train.train(settings, tmp_path, False, CPU, float32=True)
+    torch.manual_seed(137)
+    net, g = Classifier(4).to(memory_format=torch.channels_last), torch.Generator().manual_seed(137)
+    start = {k: v.clone() for k, v in net.named_parameters()}
+    digits, labels = mnist.load(train=True)
+    order = torch.randperm(256, generator=g)
+    angle, right, down = 2 * torch.rand(3, 256, generator=g) - 1
+    x = training.moved(digits[order].float() / 255, angle * torch.pi / 12, 2 * torch.stack([right, down], 1))
+    loss = -net(x).log_softmax(1)[range(256), labels[order]].mean()
+    loss.backward()
+    trained, _ = load_tensors(tmp_path / "state.safetensors")
+    assert float(trained["losses"]) == pytest.approx(loss.item(), rel=1e-5)
+    for name, before in start.items():
+        gradient = net.get_parameter(name).grad
+        clear = gradient.abs() > 1e-4
+        assert_close((trained[f"unet.{name}"] - before)[clear], (-settings["lr"] * gradient.sign())[clear], rtol=0, atol=1e-5)  # Adam's first step
+        assert_close(trained[f"ema.{name}"], trained[f"unet.{name}"])  # the first weights that count are the average
+
+
+def test_angles_and_shifts_fill_their_range_and_no_more(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "moved", lambda x, angle, shift: seen.append((angle, shift)) or x)
+    run = train.Run(train.BETTER["classifier"] | {"width": 1, "seed": 1}, CPU)
+    train.loss(run, run.model.unet, torch.zeros(5000, 1, 28, 28, dtype=torch.uint8), torch.zeros(5000, dtype=torch.int64), slice(None))
+    angle, shift = seen[0]
+    for values, end in ((angle.rad2deg(), 15), (shift[:, 0], 2), (shift[:, 1], 2)):
+        assert_close(torch.stack([values.min(), values.mean(), values.max(), values.std()]), end * torch.tensor([-1, 0, 1, 3**-0.5]), rtol=0, atol=0.02 * end)
+    assert float(torch.corrcoef(torch.stack([angle, *shift.T])).triu(1).abs().max()) < 0.05
+
+
+def test_a_part_of_a_batch_sees_what_it_would_see_in_the_whole(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train.training, "classifier_loss", lambda net, x, c: seen.append((x, c)))
+    digits, labels = mnist.load(train=True)
+    for mine in (slice(None), slice(0, None, 2), slice(1, None, 2)):
+        run = train.Run(train.BETTER["classifier"] | {"width": 1, "seed": 1}, CPU)
+        train.loss(run, run.model.unet, digits[:8], labels[:8], mine)
+    for k in range(2):
+        assert_close(seen[1 + k][0], seen[0][0][k::2])
+        assert_close(seen[1 + k][1], seen[0][1][k::2])
 
 
 def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path):

@@ -1,11 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from minidiff.diffusion import add_noise, velocity
 from minidiff.schedule import linear
-from minidiff.training import denoiser_loss, diffusion_loss, drop_labels, update_ema
+from minidiff.training import classifier_loss, denoiser_loss, diffusion_loss, drop_labels, moved, update_ema
 
 LINEAR = linear(300)
 
@@ -71,6 +72,32 @@ def test_levels_outside_1_to_T_are_refused(t, batch):
 def test_kept_labels_are_one_hot_and_dropped_ones_all_zero():
     rows = drop_labels(torch.tensor([2, 2, 0]), torch.tensor([True, False, True]), classes=4)
     assert_close(rows, torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]))
+
+
+def test_an_image_is_turned_counter_clockwise_then_moved_right_and_down(batch):
+    x, zero = batch[0].double(), torch.zeros(4, dtype=torch.float64)
+    still = torch.zeros(4, 2, dtype=torch.float64)
+    quarter = torch.tensor([0, 1, 2, 3], dtype=torch.float64) * torch.pi / 2
+    assert_close(moved(x, zero, still), x)
+    assert_close(moved(x, quarter, still), torch.stack([x[k].rot90(k, (1, 2)) for k in range(4)]))
+    right, up = moved(x, zero, still + torch.tensor([1.0, 0.0])), moved(x, quarter, still + torch.tensor([0.0, -1.0]))
+    assert_close(right, F.pad(x, (1, -1)))
+    assert_close(up[1], F.pad(x[1].rot90(1, (1, 2)), (0, 0, -1, 1)))
+
+
+def test_half_a_pixel_is_the_mean_of_two_and_a_wide_image_keeps_its_pixels_square(batch):
+    x, zero = batch[0].double(), torch.zeros(4, dtype=torch.float64)
+    half = moved(x, zero, torch.tensor([0.5, 0.0], dtype=torch.float64).expand(4, 2))
+    assert_close(half[..., 1:], (x[..., 1:] + x[..., :-1]) / 2)
+    wide = torch.cat([x, x, x.flip(3)], 3)[:, :, :, 1:-1]  # 3 x 7: a quarter turn keeps the 3 x 3 in its middle
+    assert_close(moved(wide, zero + torch.pi / 2, torch.zeros(4, 2, dtype=torch.float64))[..., 2:5], wide[..., 2:5].rot90(1, (2, 3)))
+
+
+def test_a_classifier_that_knows_nothing_loses_ln_10_and_a_sure_one_what_it_was_sure_of(batch):
+    c = torch.tensor([0, 3, 3, 9])
+    assert_close(classifier_loss(Formula(lambda x, t, c: torch.ones(4, 10)), batch[0], c), torch.tensor(10.0).log())
+    sure = torch.full((4, 10), 0.0).index_put((torch.arange(4), torch.tensor([0, 3, 3, 8])), torch.tensor(20.0))  # three right, one 20 nats off
+    assert_close(classifier_loss(Formula(lambda x, t, c: sure), batch[0], c), torch.tensor(5.0))
 
 
 def test_ema_moves_parameters_and_batchnorm_statistics_by_one_minus_decay():

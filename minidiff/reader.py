@@ -1,0 +1,104 @@
+"""A reader of digits: is a picture what it is to be, and does it look like a digit at all?
+
+A classifier (models/mnist_classifier.py) names a digit for every picture, so being read right is not enough. Its features say
+whether the picture lies where real digits lie:
+
+    read        argmax_c p(c | x)                                                 the name
+    plausible   d_5(x) <= the 99th percentile of d_5 of real digits                is it among the real ones?
+    Fréchet     of the features of many pictures against those of real digits      are they as manifold?          (scores.py)
+
+d_5(x) is the Euclidean distance from the features of x to the 5th nearest of the 10,000 test digits'. For the percentile each
+test digit is set against the 9,999 others: neither the classifier nor a denoiser was trained on either side. So 1 % of real digits are
+not plausible; and of two digits laid over each other 45 % are, so ask for the name as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minidiff import mnist
+from minidiff.models.mnist_classifier import Classifier
+from minidiff.pretrained import load_digits
+from minidiff.scores import frechet
+
+AT_A_TIME = 500  # pictures through the network, or rows of the table of distances
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A classifier that reads images (N, 1, 28, 28) in [0, 1], a few at a time; what it says lies on the CPU.
+
+    Both methods raise ValueError when the images have another shape or range, or are not finite.
+    """
+
+    classifier: Classifier
+
+    def log_probs(self, images: Tensor) -> Tensor:
+        """(N, 10): log p(c | x) of all ten digits c."""
+        return self._in_parts(lambda x: self.classifier(x).log_softmax(1), images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D): what the classifier decides by."""
+        return self._in_parts(self.classifier.features, images)
+
+    @torch.no_grad()
+    def _in_parts(self, read: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or len(images) == 0:
+            raise ValueError(f"the reader wants images (N, 1, 28, 28), got {tuple(images.shape)}: resize or crop them")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"the reader wants pixels in [0, 1], got {low:g} to {high:g}: map the network's range to it, and check that all are finite")
+        weight = self.classifier.read.weight
+        return torch.cat([read(part.to(weight)).float().cpu() for part in images.split(AT_A_TIME)])
+
+
+def load_reader(name: str | Path = "mnist-classifier") -> Reader:
+    """The shipped classifier, or that of a file of train.py's. Raises ValueError as `load_digits` does."""
+    return Reader(load_digits(name, ("classifier",)).unet)
+
+
+def read_as(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """Whether the digit that is read is the label: (N, 10), (N,) int64 -> (N,) bool."""
+    return log_probs.argmax(1) == labels
+
+
+def readings(reader: Reader, views: Tensor, labels: list[int]) -> Tensor:
+    """S of scores.py for illusions: S_ij = log p(label j | view i). views: (N, V, 1, 28, 28) in [0, 1]; labels: V of them -> (N, V, V)."""
+    return reader.log_probs(views.flatten(0, 1)).view(*views.shape[:2], 10)[..., labels]
+
+
+@dataclass(frozen=True)
+class RealDigits:
+    """What pictures are held against.
+
+    features: (10000, D), of the test digits
+    limit:    how far the 5th nearest of them may be
+    floor:    the Fréchet distance of the first 2,000 training digits to them: about what 2,000 perfect samples would have
+    """
+
+    features: Tensor
+    limit: float
+    floor: float
+
+
+def real_digits(reader: Reader) -> RealDigits:
+    """Measure the real digits, in some fifteen seconds."""
+    test, train = (reader.features(mnist.to_pixels(x, 0, 1)) for x in (mnist.load(train=False)[0], mnist.load(train=True)[0][:2000]))
+    to_others = to_nearest(test, test, NEIGHBOURS + 1)  # the nearest is the digit itself
+    return RealDigits(test, float(to_others.quantile(0.99)), frechet(train, test))
+
+
+def to_nearest(features: Tensor, others: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """The distance to the k-th nearest of the others: (N, D), (M, D) -> (N,) float64. Raises ValueError unless 1 <= k <= M."""
+    if not 1 <= k <= len(others):
+        raise ValueError(f"k must be between 1 and the {len(others)} others, got {k}")
+    return torch.cat([torch.cdist(part.double(), others.double()).kthvalue(k).values for part in features.split(AT_A_TIME)])
+
+
+def plausible(features: Tensor, real: RealDigits) -> Tensor:
+    """Which pictures lie where real digits do: (N, D) -> (N,) bool."""
+    return to_nearest(features, real.features) <= real.limit
