@@ -48,6 +48,7 @@ def ours(folder: Path, dtype: str):
     import torch
 
     from minidiff import hub
+    from minidiff.deepfloyd import forget_text
     from minidiff.models.if_unet import IFUNet
 
     torch.set_grad_enabled(False)
@@ -59,6 +60,7 @@ def ours(folder: Path, dtype: str):
         unet.to(memory_format=torch.channels_last)
     x, text = inputs(config, dtype)
     state = unet.encode(text)
+    forget_text(unet)
 
     def step():
         eps, v = unet(x, 500, state)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from minidiff import hub, prompts
 from minidiff.adapters import enlarged, superres, text
-from minidiff.deepfloyd import RESPACINGS, free_memory, load_stage, memory_plan, respaced, schedule_of, solver_levels
+from minidiff.deepfloyd import RESPACINGS, forget_text, free_memory, load_stage, memory_plan, respaced, schedule_of, solver_levels
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
 from minidiff.guidance import cfg
 from minidiff.sampling import ddim, ddpm_step, dpm_solver, sample
@@ -209,6 +209,19 @@ def test_stages_know_what_they_are():
     assert one.lowest_log_snr == -5.1
     assert two.unet.conv_in.weight.dtype == torch.bfloat16
     assert two.unet.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("folder", [ONE, TWO])
+def test_a_network_that_forgot_its_text_weights_computes_the_same(folder):
+    stage = load_stage(folder)
+    state, x = conditions(stage)[0], torch.randn(2, stage.unet.config["in_channels"], 16, 16)
+    labels = 250 if folder == TWO else None
+    want = stage.unet(x, 500, state, labels)
+    before = {name for name, _ in stage.unet.named_parameters()}
+    forget_text(stage.unet)
+    assert_close(stage.unet(x, 500, state, labels), want, rtol=0, atol=0)
+    gone = before - {name for name, _ in stage.unet.named_parameters()}
+    assert {re.sub(r".*(attentions\.\d\.)", "", name).split(".")[0] for name in gone} == {"add_embedding", "encoder_hid_proj", "norm_cross", "add_k_proj", "add_v_proj"}
 
 
 def test_a_walk_in_bfloat16_stays_near_the_one_in_float32():

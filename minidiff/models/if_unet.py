@@ -402,7 +402,8 @@ class IFUNet(nn.Module):
 
         for level in self.up_blocks:
             for j in range(len(level.resnets)):
-                h = level.layer(j, torch.cat([h, skips.pop()], dim=1), emb, text)
+                h = torch.cat([h, skips.pop()], dim=1)                       # (B, C + C of the skip, H, W)
+                h = level.layer(j, h, emb, text)
             if hasattr(level, "upsamplers"):
                 h = level.upsamplers[0](h, emb)                              # (B, C_i, 2H, 2W)
         out = self.conv_out(gelu(self.conv_norm_out(h)))                     # (B, 6, H, W)
