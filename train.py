@@ -56,7 +56,7 @@ BETTER = {
     },
 }  # fmt: skip
 BETTER["class"] = BETTER["time"] | {"scale": 1.5}  # what suits the network after training; at 2 the strokes grow too thick
-BETTER["time"] |= {"guide": "mnist-class", "scale": 3.0}  # no label to be guided by: away from a worse network (AG, see pretrained.py)
+BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label to be guided by: away from a worse network (AG, see pretrained.py)
 
 BETTER["classifier"] = {
     "task": "classifier", "width": 24, "pixels": [0, 1],  # the assignment has none; 24 channels are enough, and train in minutes
