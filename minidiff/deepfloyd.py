@@ -66,7 +66,8 @@ def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -
     noisiest = int((log_snr >= lowest_log_snr).sum())
     if not 1 <= steps < noisiest:
         raise ValueError(f"steps must be between 1 and {noisiest - 1}, got {steps}")
-    return [*(round((noisiest - 1) * i / steps) + 1 for i in range(steps, 0, -1)), 0]
+    stride = (noisiest - 1) / steps  # divided first, so that halves round as the reference's do
+    return [*(round(stride * i) + 1 for i in range(steps, 0, -1)), 0]
 
 
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

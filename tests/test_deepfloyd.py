@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,13 @@ def test_the_solver_visits_the_references_levels_and_takes_its_steps(config, ste
     walk = sample(toy, numbers["dpm.init"], levels, cosine(), step=dpm_solver(), clip=clip)
     for (_, x), want in zip(walk, numbers[f"dpm.{config}.trajectory"], strict=True):
         assert_close(x, want, atol=1e-4, rtol=1e-4)
+
+
+def test_halves_round_as_in_the_references_linspace():
+    """45 · 995/50 = 895.5 is 895.4999… there, and so their 895, our 896."""
+    assert solver_levels(cosine(), 50)[5] == 896
+    for steps in (1, 7, 50, 398, 994):
+        assert solver_levels(cosine(), steps) == [*reversed((np.linspace(0, 995, steps + 1).round()[1:] + 1).astype(int).tolist()), 0]
 
 
 def test_the_solver_refuses_more_steps_than_levels():

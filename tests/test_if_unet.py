@@ -316,6 +316,15 @@ def test_a_config_that_is_not_built_is_refused_with_its_field_and_the_values_bui
     assert "block" in field or repr(value) in str(refusal.value) or str(value) in str(refusal.value)
 
 
+def test_widths_of_heads_a_level_are_read_as_the_reference_reads_them():
+    """On the way up it turns every list round but this one."""
+    attends = {"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4, "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4}
+    with torch.device("meta"):
+        unet = IFUNet(CONFIG["I"] | attends | {"block_out_channels": [32] * 4, "attention_head_dim": [4, 8, 16, 32]})
+    down, up = ([32 // level.attentions[0].heads for level in levels] for levels in (unet.down_blocks, unet.up_blocks))
+    assert (down, 32 // unet.mid_block.attentions[0].heads, up) == ([4, 8, 16, 32], 32, [4, 8, 16, 32])
+
+
 def test_unknown_fields_that_ask_for_nothing_pass_and_absent_ones_are_ifs():
     config = {name: value for name, value in CONFIG["I"].items() if name not in ("act_fn", "norm_eps", "only_cross_attention", "resnet_out_scale_factor")}
     with torch.device("meta"):

@@ -319,10 +319,10 @@ class IFUNet(nn.Module):
         self.config = config = checked(config)
         widths, depths, n = config["block_out_channels"], config["layers_per_block"], len(config["block_out_channels"])
         D, X, groups, scale = config["encoder_hid_dim"], config["cross_attention_dim"], config["norm_num_groups"], config["resnet_out_scale_factor"]
-        T = config.get("time_embedding_dim") or 4 * widths[0]
+        T, heads = config.get("time_embedding_dim") or 4 * widths[0], config["attention_head_dim"]
 
-        def attentions(level: int, count: int, only_cross: bool) -> list[Attention]:
-            return [Attention(widths[level], X, config["attention_head_dim"][level], groups, only_cross) for _ in range(count)]
+        def attentions(C: int, count: int, head_dim: int, only_cross: bool) -> list[Attention]:
+            return [Attention(C, X, head_dim, groups, only_cross) for _ in range(count)]
 
         self.conv_in = nn.Conv2d(config["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = MLP(widths[0], T)
@@ -334,20 +334,21 @@ class IFUNet(nn.Module):
         self.down_blocks, skips = nn.ModuleList(), [widths[0]]  # the widths of what is kept for the way up
         for i, (C, depth) in enumerate(zip(widths, depths)):
             attends = DOWN[config["down_block_types"][i]]
-            level = Level([(skips[-1], C)] + [(C, C)] * (depth - 1), attentions(i, depth * attends, config["only_cross_attention"][i]), config, T, scale)
+            level = Level([(skips[-1], C)] + [(C, C)] * (depth - 1), attentions(C, depth * attends, heads[i], config["only_cross_attention"][i]), config, T, scale)
             if i < n - 1:
                 level.downsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "down")])
             self.down_blocks.append(level)
             skips += [C] * (depth + (i < n - 1))
 
         C = widths[-1]
-        self.mid_block = Level([(C, C), (C, C)], attentions(n - 1, 1, config["mid_block_only_cross_attention"]), config, T, config["mid_block_scale_factor"])
+        self.mid_block = Level([(C, C), (C, C)], attentions(C, 1, heads[-1], config["mid_block_only_cross_attention"]), config, T, config["mid_block_scale_factor"])
 
         self.up_blocks = nn.ModuleList()
         for i in reversed(range(n)):
             attends, depth, below, C = UP[config["up_block_types"][n - 1 - i]], depths[i] + 1, C, widths[i]
             inputs = [(below if j == 0 else C) + skips.pop() for j in range(depth)]
-            level = Level([(c_in, C) for c_in in inputs], attentions(i, depth * attends, config["only_cross_attention"][i]), config, T, scale)
+            # heads[n - 1 - i], not heads[i]: the reference turns every other list round for the way up, but not this one
+            level = Level([(c_in, C) for c_in in inputs], attentions(C, depth * attends, heads[n - 1 - i], config["only_cross_attention"][i]), config, T, scale)
             if i > 0:
                 level.upsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "up")])
             self.up_blocks.append(level)
