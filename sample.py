@@ -23,7 +23,7 @@ Besides, edit has `original` and the `levels` (N,) it began at, inpaint `origina
 (N, V, C, H, W), and hybrid `small`. `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
 """
 
-import argparse
+import argparse  # noqa: I001, the long list below stays short
 import sys
 import time
 import warnings
@@ -42,11 +42,11 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, predict_x0
 from minidiff.drawing import Model, only
 from minidiff.machine import start_processes
-from minidiff.schedule import cosine
 from minidiff.reader import load_reader, plausible, read_as, real_digits
+from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
 from minidiff.workbench import (
-    Result, Walk, asked, asked_for, block_by_block, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
+    Result, Walk, asked, asked_for, best, block_by_block, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
     noised, of_digits, originals, resized, sheet, step_of, strips, test_digits, timesteps, upscaled,
 )  # fmt: skip
 
@@ -194,31 +194,38 @@ def anagram(args: argparse.Namespace) -> Result:
             raise ValueError(f"a negative wants a network of pixels in [-1, 1], {args.model} knows {list(model.pixels)}: choose another view or --model")
         return from_noise(args, model, terms, combine)
 
-    x = upscaled(args, walks(load(args, args.words, terms=len(terms))), terms, combine, A)
-    seen = images.to_unit(torch.stack([view.apply(2 * x - 1) for view in A], 1))  # views are of pixels in [-1, 1]: a negative changes their sign
+    def seen_of(x: Tensor) -> Tensor:
+        return images.to_unit(torch.stack([view.apply(2 * x - 1) for view in A], 1))  # views are of pixels in [-1, 1]: a negative changes their sign
+
+    x, says = best(args, lambda: walks(load(args, args.words, terms=len(terms))), seen_of, terms)
+    seen = seen_of(upscaled(args, x, terms, combine, A))
     names = [args.words[0], *(f"{word} {name}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
-    frames = [images.grid(images.under_way(seen[:, 0], view, s, max(1, 112 // x.shape[-1])), 5, 1) for view, s in moments]
-    return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{args.n} images, each {' and '.join(names)}", frames, {"views": seen})
+    frames = [images.grid(images.under_way(seen[:, 0], view, s, max(1, 112 // seen.shape[-1])), 5, 1) for view, s in moments]
+    return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{args.n} images{says}, each {' and '.join(names)}", frames, {"views": seen})
 
 
 def hybrid(args: argparse.Namespace) -> Result:
     """The coarse part of one word and the fine part of another: walk away, and the picture changes (Factorized Diffusion)."""
     args.sigma = 1.5 if args.sigma is None and of_digits(args) else args.sigma
-    terms = [[args.far], [args.near]]
+    terms = [[args.near], [args.far]]
 
     def walks(model: Model) -> Tensor:
         args.sigma = model.shape[-1] / 32 if args.sigma is None else args.sigma  # the course's 2 at 64 pixels
-        return from_noise(args, model, terms, lambda denoisers: illusions.hybrid(*denoisers, illusions.gaussian(args.sigma)))
+        return from_noise(args, model, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(args.sigma)))
 
-    x = walks(load(args, [args.near, args.far], terms=2))
-    sigma = args.sigma
-    large = upscaled(args, x, terms, lambda denoisers: illusions.hybrid(*denoisers, illusions.gaussian(4 * sigma)))
-    small = F.interpolate(large, scale_factor=0.25, mode="area")
-    room = large.shape[-1] - small.shape[-1]
-    picture = strips(args, torch.stack([large, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"{args.near} near", f"{args.far} far"])
-    says = f"{args.n} images, each {args.near} near by and {args.far} from afar, sigma {sigma:g}"
-    return Result(large, labels_of(terms[::-1], args.n), picture, says, more={"small": small})
+    def seen_of(x: Tensor) -> Tensor:
+        return torch.stack([x, illusions.gaussian(args.sigma)(x)], 1)  # from afar the fine part is lost
+
+    x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], terms=2)), seen_of, terms)
+    sigma = args.sigma * (4 if args.upscale else 1)
+    x = upscaled(args, x, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(sigma)))
+    args.sigma = sigma
+    seen, small = seen_of(x), F.interpolate(x, scale_factor=0.25, mode="area")
+    room = x.shape[-1] - small.shape[-1]
+    picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"{args.near} near", f"{args.far} far"])
+    says = f"{args.n} images{says}, each {args.near} near by and {args.far} from afar, sigma {sigma:g}"
+    return Result(x, labels_of(terms, args.n), picture, says, more={"views": seen, "small": small})
 
 
 def upscale(args: argparse.Namespace) -> Result:
@@ -267,8 +274,8 @@ def score(args: argparse.Namespace) -> Result:
         raise ValueError(f"{args.arrays} wants images (N, 1, 28, 28) with labels (N,), or views (N, V, 1, 28, 28) with labels (N, V), it has {found}: give digits")
     N, V, labels = len(seen), seen.shape[1], labels.long().view(len(seen), -1)
     reader = load_reader()
-    real = real_digits(reader)
     log_probs, features = (read(seen.flatten(0, 1)).unflatten(0, (N, V)) for read in (reader.log_probs, reader.features))
+    real = real_digits(reader)
     right, fits = read_as(log_probs.flatten(0, 1), labels.flatten()).view(N, V), plausible(features.flatten(0, 1), real).view(N, V)
 
     def share(which: Tensor) -> str:

@@ -10,6 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "minidiff"
 MAY_IMPORT = {
+    "drawing": {"adapters", "deepfloyd", "denoiser", "diffusion", "files", "guidance", "hub", "machine", "models.if_unet", "one_forward", "pretrained", "prompts", "sampling"},
+    "workbench": {"denoiser", "drawing", "editing", "flags", "illusions", "images", "machine", "mnist", "pictures", "pretrained", "reader", "sampling", "schedule", "scores"},
+    "flags": {"files", "illusions", "machine"},
     "__init__": {"schedule", "diffusion", "denoiser", "sampling", "models.mnist_unet", "training", "guidance", "adapters", "pretrained"},
     "schedule": set(),
     "diffusion": set(),
@@ -19,10 +22,10 @@ MAY_IMPORT = {
     "mnist": set(),
     "models.__init__": set(),
     "models.mnist_unet": set(),
+    "models.mnist_classifier": {"models.mnist_unet"},
     "models.if_unet": set(),
     "models.t5": set(),
     "models.tokenizer": set(),
-    "models.mnist_classifier": {"models.mnist_unet"},
     "hub": set(),
     "prompts": {"files", "hub", "models.t5", "models.tokenizer"},
     "deepfloyd": {"diffusion", "hub", "models.if_unet", "schedule"},

@@ -1,18 +1,23 @@
 """The lessons on editing and illusions, from the command line to the file, with networks whose answers are known."""
 
 import json
+import re
 
 import pytest
 import torch
+from if_fixtures import GOLDEN
 from PIL import Image
 from torch.testing import assert_close
 
 import sample
+from minidiff import mnist, workbench
 from minidiff.diffusion import predict_eps
-from minidiff.files import load_tensors, save_tensors
+from minidiff.files import load_tensors, save_arrays, save_tensors
 from minidiff.illusions import gaussian
 from minidiff.pretrained import Digits, build
+from minidiff.reader import RealDigits, load_reader, to_nearest
 from minidiff.schedule import linear_to_noise
+from minidiff.scores import frechet
 
 LEVELS = [218, 182, 155, 136, 118, 64]
 MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3  # the one image that is known for each label; the last for none
@@ -48,7 +53,8 @@ def run(network, tmp_path):
 
     def run(*arguments, task="class"):
         path = tmp_path / "x.safetensors"
-        assert sample.main([str(a) for a in (*arguments, "--model", network(task), "--device", "cpu", "--out", path)]) == 0
+        one = ["--best-of", 1] if arguments[0] in ("anagram", "hybrid") and "--best-of" not in arguments else []
+        assert sample.main([str(a) for a in (*arguments, *one, "--model", network(task), "--device", "cpu", "--out", path)]) == 0
         return load_tensors(path)[0]
 
     return run
@@ -75,9 +81,9 @@ LESSONS = [
     ("edit", "time", ["-n", 1, "--steps", 3, "--sampler", "ddpm-large"]),
     ("inpaint", "class", ["-n", 3, "--steps", 3]),
     ("inpaint", "time", ["-n", 3, "--steps", 2, "--mask", "3,3,9,9", "--rounds", 1, "--sampler", "ddim"]),
-    ("anagram", "class", ["4", "7", "-n", 3, "--steps", 2, "--gif"]),
-    ("anagram", "class", ["1", "2", "3", "--view", "jigsaw", "negate", "--weights", 1, 2, 0.5, "-n", 3, "--steps", 2]),
-    ("hybrid", "class", ["3", "8", "-n", 3, "--steps", 2, "--sigma", 0.9]),
+    ("anagram", "class", ["4", "7", "-n", 3, "--steps", 2, "--best-of", 1, "--gif"]),
+    ("anagram", "class", ["1", "2", "3", "--view", "jigsaw", "negate", "--weights", 1, 2, 0.5, "-n", 3, "--steps", 2, "--best-of", 1]),
+    ("hybrid", "class", ["3", "8", "-n", 3, "--steps", 2, "--sigma", 0.9, "--best-of", 1]),
 ]
 
 
@@ -210,3 +216,107 @@ def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments,
     assert says in error
     assert error.count("\n") == 1
     assert set(tmp_path.rglob("*.*")) == before
+
+
+@pytest.fixture(scope="module")
+def few_real_digits():
+    """1,000 in place of 12,000: seconds less."""
+    x = load_reader().features(mnist.to_pixels(mnist.load(train=False)[0][:1000], 0, 1))
+    return RealDigits(x, float(to_nearest(x, x, 6).quantile(0.99)), 0.25)
+
+
+@pytest.fixture
+def _few(monkeypatch, few_real_digits):
+    monkeypatch.setattr(sample, "real_digits", lambda reader: few_real_digits)
+
+
+class Brightness:
+    """A reader that is as sure of every digit as the picture is bright."""
+
+    def log_probs(self, x):
+        return (0.5 + x.mean((1, 2, 3)) / 2)[:, None].log().expand(-1, 10)
+
+    def features(self, x):
+        return x.mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("lesson", [("anagram", 4, 7), ("hybrid", 3, 8)])
+def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
+    """The reader likes bright pictures, until they are so bright that no real digit is."""
+    monkeypatch.setattr(workbench, "load_reader", Brightness)
+    command = (*lesson, "--steps", 2, "--scale", 1)
+    many = run(*command, "-n", 12)["images"]
+    brightness = many.mean((1, 2, 3))
+    too_bright = float(brightness.sort().values[-3:-1].mean())
+    monkeypatch.setattr(workbench, "real_digits", lambda reader: None)
+    monkeypatch.setattr(workbench, "plausible", lambda features, real: features[:, 0] < too_bright)
+    made = run(*command, "-n", 3, "--best-of", 4)
+    wanted = [k for k in brightness.argsort(descending=True).tolist() if brightness[k] < too_bright][:3]
+    assert_close(made["images"], many[wanted], rtol=0, atol=1e-4)
+    assert made["labels"].tolist() == [list(lesson[1:])] * 3
+    assert_close(made["views"][:, 0], made["images"])
+
+
+def test_best_of_is_for_digits(capsys):
+    assert sample.main(["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"]) == 2
+    assert "--best-of wants pictures that our classifier can read" in capsys.readouterr().err
+
+
+def scored(arrays, capsys, path):
+    (save_tensors if path.suffix == ".safetensors" else save_arrays)(arrays, path, {})
+    assert sample.main(["score", str(path)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_few")
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_score_says_of_real_digits_that_they_are_real(tmp_path, capsys, few_real_digits, suffix):
+    """200 test digits, a quarter of them under a wrong label: three quarters are read as asked; all are about as plausible as real digits are."""
+    x, labels = mnist.load(train=False)
+    x, labels = mnist.to_pixels(x[:200], 0, 1), labels[:200].clone()
+    labels[:50] = (labels[:50] + 1) % 10
+    said = scored({"images": x, "labels": labels}, capsys, tmp_path / f"x{suffix}")
+    right, fits, both = (float(share) for share in re.findall(r"([\d.]+)%", said)[:3])
+    assert right == pytest.approx(75, abs=1)
+    assert fits >= 97
+    assert both <= right
+    assert f"test digits {frechet(load_reader().features(x), few_real_digits.features):.3f}; of 2,000 training digits 0.250" in said
+
+
+@pytest.mark.usefixtures("_few")
+def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
+    """Sixes that are nines upside down, and fours that are nothing so: the second view is read in half of them."""
+    x, labels = mnist.load(train=False)
+    six, four = (mnist.to_pixels(x[labels == c][:20], 0, 1) for c in (6, 4))
+    upright = torch.cat([six, four])
+    seen = torch.stack([upright, upright.rot90(2, (-2, -1))], 1)
+    said = scored({"images": upright, "views": seen, "labels": torch.tensor([[6, 9]] * 20 + [[4, 9]] * 20)}, capsys, tmp_path / "x.safetensors")
+    first, second = (float(share) for share in re.findall(r"view \d: ([\d.]+)% read", said))
+    assert first >= 97
+    assert 40 <= second <= 60
+    assert "concealment" in said
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"images": torch.zeros(3, 1, 28, 28)}, "it has images (3, 1, 28, 28): give digits"),
+        ({"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)}, "it has images (3, 3, 28, 28), labels (3,): give digits"),
+        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(2)}, "labels (2,): give digits"),
+        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(3, 2)}, "views (N, V, 1, 28, 28) with labels (N, V), it has images"),
+        ({"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)}, "wants pixels in [0, 1], got 2 to 2"),
+        ({"images": torch.full((3, 1, 28, 28), torch.nan), "labels": torch.zeros(3)}, "got nan to nan"),
+    ],
+)
+def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
+    for path in (tmp_path / "x.safetensors", tmp_path / "x.npz"):
+        save_arrays(arrays, path, {})
+        assert sample.main(["score", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    for name, text, answer in (("y.npz", "no zip", "is no whole .npz file"), ("y.safetensors", "none", "is no whole safetensors"), ("z.npz", None, "there is no file")):
+        if text:
+            (tmp_path / name).write_text(text)
+        assert sample.main(["score", str(tmp_path / name)]) == 2
+        assert answer in capsys.readouterr().err

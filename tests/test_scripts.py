@@ -278,9 +278,9 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["digitz"], "a lesson is one of digits, guidance, denoise, edit, inpaint, anagram, hybrid, noise, blur, onestep, ood, got 'digitz'"),
+        (["digitz"], "a lesson is one of digits, text, guidance, denoise, edit, inpaint, anagram, hybrid, upscale, embed, score, noise, blur, onestep, ood, got 'digitz'"),
         (["digits", "--digit", "12"], "--digit wants 0 to 9, got 12"),
-        (["digits", "--steps", "0"], "--steps wants at least 1, got 0"),
+        (["digits", "--steps", "0"], "--steps must be between 1 and 300, the level where the walk begins, got 0"),
         (["digits", "--steps", "301"], "--steps must be between 1 and 300, the level where the walk begins, got 301"),
         (["digits", "--steps", "many"], "many"),
         (["digits", "-n", "0"], "-n wants 1 to 10000000, got 0"),
