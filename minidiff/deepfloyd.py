@@ -9,6 +9,7 @@ IF counts levels from 0 (least noise) to 999; ours are one more, 1 … 1000, and
 …, 1, 0. Left out: stage III (it never came), the safety checker, the watermark. Next: the scripts.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -70,23 +71,32 @@ def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -
     return [*(round(stride * i) + 1 for i in range(steps, 0, -1)), 0]
 
 
+def number(config: dict, name: str, default: float, low: float, high: float) -> float:
+    """A number of scheduler_config.json; a whole one where the default is. Raises ValueError for anything else."""
+    value = default if config.get(name) is None else config[name]
+    if type(value) not in (int, type(default)) or not low <= value <= high:
+        kind = "whole number" if type(default) is int else "number"
+        raise ValueError(f"the scheduler's config asks for {name} = {value!r}, wanted is a {kind} between {low} and {high}: use the scheduler of an IF checkpoint")
+    return value
+
+
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for a schedule that is not built."""
     built = {"prediction_type": ("epsilon",), "variance_type": ("learned_range", "fixed_small"), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)}
     for name, values in built.items():
         if config.get(name, values[0]) not in values:
             raise ValueError(f"the scheduler's config asks for {name} = {config[name]!r}, built is {' or '.join(map(repr, values))}: use the scheduler of an IF checkpoint")
-    T, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule")
+    T, kind = number(config, "num_train_timesteps", 1000, 1, 100_000), config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         alpha_bar = schedule.cosine(T)
     elif kind == "linear":
-        alpha_bar = schedule.linear(T, config.get("beta_start", 1e-4), config.get("beta_end", 0.02))
+        alpha_bar = schedule.linear(T, number(config, "beta_start", 1e-4, 0, 1), number(config, "beta_end", 0.02, 0, 1))
     else:
         raise ValueError(f"the scheduler's config asks for beta_schedule = {kind!r}, built is 'squaredcos_cap_v2' or 'linear': use the scheduler of an IF checkpoint")
     if config.get("thresholding"):
-        clip = dynamic_threshold(config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
+        clip = dynamic_threshold(number(config, "dynamic_thresholding_ratio", 0.995, 0, 1), number(config, "sample_max_value", 1.0, 0, math.inf))
     else:
-        limit = config.get("clip_sample_range", 1.0)
+        limit = number(config, "clip_sample_range", 1.0, 0, math.inf)
         clip = clip_to(-limit, limit) if config.get("clip_sample", True) else unclipped
     return alpha_bar, clip
 
@@ -123,7 +133,8 @@ def load_stage(model: str | Path, dtype: torch.dtype = torch.float32, device: to
     half = dtype in (torch.float16, torch.bfloat16)
     hub.load(unet, hub.find_weights(model, folder, "diffusion_pytorch_model", half), dtype)
     unet.to(device=device, memory_format=torch.channels_last if half else torch.preserve_format)
-    lowest, size = scheduler.get("lambda_min_clipped", -5.1), unet.config.get("sample_size") or (256 if second else 64)
+    unet.learned = unet.learned and scheduler.get("variance_type") == "learned_range"  # absent is fixed_small, as in the reference
+    lowest, size = number(scheduler, "lambda_min_clipped", -5.1, -math.inf, math.inf), unet.config.get("sample_size") or (256 if second else 64)
     steps, scale = ("smart50", 4.0) if second else ("150", 7.0)
     return Stage(unet, alpha_bar, clip, low_alpha_bar, lowest, size, unet.config["encoder_hid_dim"], steps, scale)
 

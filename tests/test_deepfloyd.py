@@ -1,4 +1,6 @@
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +49,34 @@ def test_the_schedule_is_that_of_the_file():
 def test_a_schedule_that_is_not_built_is_refused(field, value, built):
     with pytest.raises(ValueError, match=f"{field} = .*built is {built}: use"):
         schedule_of(IF_CONFIG | {field: value})
+
+
+@pytest.mark.parametrize("field, value, wanted", [
+    ("num_train_timesteps", "1000", "a whole number between 1 and 100000"),
+    ("num_train_timesteps", 1e3, "a whole number between 1 and 100000"),
+    ("dynamic_thresholding_ratio", 95, "a number between 0 and 1"),
+    ("sample_max_value", float("nan"), "a number between 0 and inf"),
+    ("sample_max_value", True, "a number between 0 and inf"),
+    ("clip_sample_range", [1], "a number between 0 and inf"),
+    ("beta_end", 2, "a number between 0 and 1"),
+])  # fmt: skip
+def test_numbers_of_the_schedule_that_are_none_are_refused(field, value, wanted):
+    config = IF_CONFIG | {"beta_schedule": "linear", "thresholding": field != "clip_sample_range", field: value}
+    with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r}, wanted is {wanted}: use")):
+        schedule_of(config)
+    assert len(schedule_of(config | {field: None})[0]) == 1001
+
+
+@pytest.mark.parametrize("variance", ["learned_range", "fixed_small", None])
+def test_the_learned_variance_is_dropped_when_the_scheduler_wants_a_fixed_one(tmp_path, variance):
+    shutil.copytree(ONE, tmp_path / "model")
+    file = tmp_path / "model/scheduler/scheduler_config.json"
+    config = json.loads(file.read_text()) | {"variance_type": variance}
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    stage = load_stage(tmp_path / "model")
+    eps, v = stage.unet(torch.randn(2, 3, 16, 16), 500, conditions(stage)[0])
+    assert eps.shape == (2, 3, 16, 16)
+    assert (v is not None) == (variance == "learned_range")
 
 
 @pytest.mark.parametrize("name", RESPACINGS)

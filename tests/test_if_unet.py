@@ -8,7 +8,7 @@ from if_fixtures import CONFIG, golden, published_configs, small_unet, unet_weig
 from torch.testing import assert_close
 
 from minidiff.models import if_unet
-from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, attend, conv_of_enlarged, conv_of_small, join, norm_scale_shift, spread
+from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, TextState, attend, conv_of_enlarged, conv_of_small, norm_scale_shift, spread
 
 CASES = [("I", "a"), ("I", "b"), ("I", "c"), ("I", "d_float_t"), ("I", "e_fp16_weights"), ("II", "a"), ("II", "b")]
 
@@ -110,18 +110,24 @@ def expected_shapes(config):
     return out
 
 
+def joined(states):
+    """One state with the rows of all."""
+    keys, values = ([torch.cat(layer) for layer in zip(*layers)] for layers in ([s.keys for s in states], [s.values for s in states]))
+    return TextState(torch.cat([s.pooled for s in states]), keys, values)
+
+
 def test_a_prompt_is_encoded_once_for_all_images_and_prompts_share_a_batch():
     unet = small_unet("I", torch.float64)
     x, _, text, _, _ = case("I", "a")
     x, t = x.double(), 500
     with torch.no_grad():
         both = unet(x, t, unet.encode(text))
-        assert_close(unet(x, t, join([unet.encode(text[:1]), unet.encode(text[1:])])), both)
+        assert_close(unet(x, t, joined([unet.encode(text[:1]), unet.encode(text[1:])])), both)
         first = unet.encode(text[:1])
         assert_close(unet(x, t, first), unet(x, t, unet.encode(text[:1].expand(2, -1, -1))))
         assert_close(unet(x, torch.tensor([500, 500]), first), unet(x, torch.tensor(500.0), first))
         assert_close(unet(x[:1], t, first)[0], both[0][:1])
-        three = join([unet.encode(text), spread(first, 1)])
+        three = joined([unet.encode(text), spread(first, 1)])
         assert_close(unet(x[[0, 1, 0]], t, three)[0], both[0][[0, 1, 0]])
 
 
@@ -308,6 +314,19 @@ def test_the_golden_numbers_notice(mistake, monkeypatch):
     ("norm_num_groups", 5, "multiples of 5"),
     ("attention_head_dim", 5, "5 wide"),
     ("block_out_channels", None, "does not say"),
+    ("block_out_channels", [], "wanted is one or 0"),
+    ("layers_per_block", 0, "a whole number above 0"),
+    ("layers_per_block", [1, 2, "3", 4], "a whole number above 0"),
+    ("encoder_hid_dim", 1.5, "a whole number above 0"),
+    ("addition_embed_type_num_heads", True, "a whole number above 0"),
+    ("norm_num_groups", [16], "a whole number above 0"),
+    ("time_embedding_dim", -1, "a whole number above 0"),
+    ("sample_size", "64", "a whole number above 0"),
+    ("norm_eps", float("nan"), "a number above 0"),
+    ("mid_block_scale_factor", "1", "a number above 0"),
+    ("only_cross_attention", 2, "true or false"),
+    ("up_block_types", 4, "ResnetUpsampleBlock2D or SimpleCrossAttnUpBlock2D"),
+    ("up_block_types", [[]] * 4, "ResnetUpsampleBlock2D or SimpleCrossAttnUpBlock2D"),
 ])  # fmt: skip
 def test_a_config_that_is_not_built_is_refused_with_its_field_and_the_values_built(field, value, built):
     with pytest.raises(ValueError, match=re.escape(built)) as refusal, torch.device("meta"):

@@ -119,6 +119,11 @@ def test_xxl_has_its_count():
     ("feed_forward_proj", "relu", "built is 'gated-gelu'"),
     ("model_type", "bert", "built is 't5'"),
     ("d_kv", None, "does not say d_kv"),
+    ("d_kv", -4, "d_kv = -4, wanted is a whole number above 0"),
+    ("num_layers", 1.5, "num_layers = 1.5, wanted is a whole number above 0"),
+    ("d_ff", True, "d_ff = True, wanted is a whole number above 0"),
+    ("relative_attention_num_buckets", "32", "relative_attention_num_buckets = '32', wanted is a whole number above 0"),
+    ("layer_norm_epsilon", 0, "layer_norm_epsilon = 0, wanted is a number above 0"),
 ])  # fmt: skip
 def test_configs_that_are_not_built_are_refused(field, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -51,20 +51,27 @@ BUILT = {  # field of config.json -> the values that this file builds, the first
     "time_embedding_type": ("positional",),
     "transformer_layers_per_block": (1,),
 }
-SIZES = {  # fields that may have any size, with IF's value where files leave it out; None: the file must say it
-    "addition_embed_type_num_heads": 64,
-    "attention_head_dim": None,
-    "block_out_channels": None,
-    "cross_attention_dim": None,
-    "encoder_hid_dim": None,
-    "layers_per_block": None,
-    "mid_block_scale_factor": 1.0,
-    "norm_eps": 1e-5,
-    "norm_num_groups": 32,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
+WHOLE, FACTOR, YES_NO = "a whole number above 0", "a number above 0", "true or false"
+FITS = {
+    WHOLE: lambda value: type(value) is int and 0 < value < 2**16,
+    FACTOR: lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    YES_NO: lambda value: type(value) is bool,
 }
-FREE = ("down_block_types", "up_block_types", "sample_size", "time_embedding_dim")
+SIZES = {  # fields that may have any size, with IF's value where files leave it out; None: the file must say it
+    "addition_embed_type_num_heads": (WHOLE, 64),
+    "attention_head_dim": (WHOLE, None),
+    "block_out_channels": (WHOLE, None),
+    "cross_attention_dim": (WHOLE, None),
+    "encoder_hid_dim": (WHOLE, None),
+    "layers_per_block": (WHOLE, None),
+    "mid_block_scale_factor": (FACTOR, 1.0),
+    "norm_eps": (FACTOR, 1e-5),
+    "norm_num_groups": (WHOLE, 32),
+    "only_cross_attention": (YES_NO, False),
+    "resnet_out_scale_factor": (FACTOR, 1.0),
+}
+LEVELS = ("layers_per_block", "attention_head_dim", "only_cross_attention", "block_out_channels")  # may be a list, one value a level
+FREE = ("sample_size", "time_embedding_dim")  # whole numbers, or null
 
 
 def checked(config: dict) -> dict:
@@ -74,29 +81,32 @@ def checked(config: dict) -> dict:
         if name in BUILT:
             if value not in BUILT[name]:
                 raise ValueError(f"config.json asks for {name} = {value!r}, built is {' or '.join(map(repr, BUILT[name]))}: use an IF checkpoint of stage I or II")
-        elif name not in SIZES and name not in FREE and value not in (None, False):
+        elif name not in (*SIZES, *FREE, "down_block_types", "up_block_types") and value not in (None, False):
             raise ValueError(f"config.json asks for {name} = {value!r}, which is not built (only null or false): use an IF checkpoint of stage I or II")
-    config = {name: values[0] for name, values in BUILT.items()} | {n: v for n, v in SIZES.items() if v is not None} | config
+    config = {name: values[0] for name, values in BUILT.items()} | {n: v for n, (_, v) in SIZES.items() if v is not None} | config
     missing = [name for name in (*SIZES, "down_block_types", "up_block_types") if config.get(name) is None]
     if missing:
         raise ValueError(f"config.json does not say {missing[0]}: use the unet/config.json of an IF checkpoint")
 
-    n = len(config["block_out_channels"])
-    for name, built in (("down_block_types", DOWN), ("up_block_types", UP)):
-        if len(config[name]) != n or any(block not in built for block in config[name]):
-            raise ValueError(f"config.json asks for {name} = {config[name]!r}, built are {n} of {' or '.join(built)}: use an IF checkpoint of stage I or II")
+    n = len(config["block_out_channels"]) if isinstance(config["block_out_channels"], (list, tuple)) else 1
     if config["mid_block_only_cross_attention"] is None:
-        one_for_all = not isinstance(config["only_cross_attention"], (list, tuple))
-        config["mid_block_only_cross_attention"] = bool(one_for_all and config["only_cross_attention"])
-    for name in ("layers_per_block", "attention_head_dim", "only_cross_attention"):
+        config["mid_block_only_cross_attention"] = config["only_cross_attention"] is True  # but not when it is a list
+    for name in LEVELS:
         value = config[name]
         config[name] = list(value) if isinstance(value, (list, tuple)) else [value] * n
-        if len(config[name]) != n:
+        if len(config[name]) != n or n == 0:
             raise ValueError(f"config.json lists {len(config[name])} values of {name}, wanted is one or {n} (a level of block_out_channels each): mend the list")
+    for name, kind in [(name, kind) for name, (kind, _) in SIZES.items()] + [(name, WHOLE) for name in FREE if config.get(name) is not None]:
+        for value in config[name] if name in LEVELS else [config[name]]:
+            if not FITS[kind](value):
+                raise ValueError(f"config.json asks for {name} = {value!r}, wanted is {kind}: use an IF checkpoint of stage I or II")
+    for name, built in (("down_block_types", DOWN), ("up_block_types", UP)):
+        if not isinstance(config[name], (list, tuple)) or len(config[name]) != n or any(block not in list(built) for block in config[name]):
+            raise ValueError(f"config.json asks for {name} = {config[name]!r}, built are {n} of {' or '.join(built)}: use an IF checkpoint of stage I or II")
     divisors = [("cross_attention_dim", "the groups of norm_cross", 32), ("encoder_hid_dim", "addition_embed_type_num_heads", None), ("block_out_channels", "norm_num_groups", None)]
     for name, why, divisor in divisors:
-        widths, divisor = config[name] if isinstance(config[name], (list, tuple)) else [config[name]], divisor or config[why]
-        if any(width % divisor for width in widths):
+        divisor = divisor or config[why]
+        if any(width % divisor for width in (config[name] if name in LEVELS else [config[name]])):
             raise ValueError(f"config.json asks for {name} = {config[name]!r}, wanted are multiples of {divisor} ({why}): mend the file")
     return config
 
@@ -176,8 +186,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, D: int, heads: int):
         super().__init__()
-        self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.empty(1, D))
+        self.heads, self.positional_embedding = heads, nn.Parameter(torch.empty(1, D))
         nn.init.uniform_(self.positional_embedding, -((3 / D) ** 0.5), (3 / D) ** 0.5)  # as of N(0, 1/D), which on "meta" would load sympy, for 2 s
         self.k_proj, self.q_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
 
@@ -260,8 +269,7 @@ class Resnet(nn.Module):
         h = conv_of_small(gelu(norm_scale_shift(h, self.norm2, scale, shift)), self.conv2)
         # `h` is fresh from a convolution, which needs it for no gradient: add in place
         if self.way == "up":
-            H, W = x.shape[2:]
-            h.view(*h.shape[:2], H, 2, W, 2).add_(x[:, :, :, None, :, None])  # each pixel of x to 2 x 2 of h
+            h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None])  # each pixel of x to 2 x 2 of h
         else:
             h.add_(self.conv_shortcut(x))
         return h if self.scale == 1 else h.div_(self.scale)
@@ -295,15 +303,6 @@ def spread(state: TextState, rows: int) -> TextState:
     return TextState(state.pooled.expand(rows, -1), tuple(k.expand(rows, -1, -1) for k in state.keys), tuple(v.expand(rows, -1, -1) for v in state.values))
 
 
-def join(states: list[TextState]) -> TextState:
-    """One state with the rows of all, for one batch of several prompts."""
-    return TextState(
-        torch.cat([state.pooled for state in states]),
-        tuple(torch.cat(layer) for layer in zip(*(state.keys for state in states))),
-        tuple(torch.cat(layer) for layer in zip(*(state.values for state in states))),
-    )
-
-
 class IFUNet(nn.Module):
     """The U-Net of stages I and II, built as the hub's `unet/config.json` says.
 
@@ -316,7 +315,8 @@ class IFUNet(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        self.config = config = checked(config)
+        self.config, self.learned = checked(config), config.get("out_channels", 6) == 6  # learned: forward gives v; a fixed variance wants none
+        config = self.config
         widths, depths, n = config["block_out_channels"], config["layers_per_block"], len(config["block_out_channels"])
         D, X, groups, scale = config["encoder_hid_dim"], config["cross_attention_dim"], config["norm_num_groups"], config["resnet_out_scale_factor"]
         T, heads = config.get("time_embedding_dim") or 4 * widths[0], config["attention_head_dim"]
@@ -373,7 +373,7 @@ class IFUNet(nn.Module):
         t:            () or (B,), counted from 0 as IF was trained: 0 … 999, whole or broken; int or float32, never half
         state:        of `encode`, of one prompt for all images or a prompt each
         class_labels: () or (B,), stage II alone: the noise level of the low-resolution image, 0 … 999
-        -> eps (B, 3, H, W), and v (B, 3, H, W), nominally in [0, 1] and never clamped (None for a network of 3 channels)
+        -> eps (B, 3, H, W), and v (B, 3, H, W), nominally in [0, 1] and never clamped (None unless `learned`)
         Raises ValueError when a shape does not fit.
         """
         self._check(x, t, state, class_labels)
@@ -408,7 +408,7 @@ class IFUNet(nn.Module):
             if hasattr(level, "upsamplers"):
                 h = level.upsamplers[0](h, emb)                              # (B, C_i, 2H, 2W)
         out = self.conv_out(gelu(self.conv_norm_out(h)))                     # (B, 6, H, W)
-        return out[:, :3], ((out[:, 3:] + 1) / 2 if out.shape[1] == 6 else None)
+        return out[:, :3], ((out[:, 3:] + 1) / 2 if self.learned else None)
 
     def _sinusoid(self, t: Tensor | float, x: Tensor) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))

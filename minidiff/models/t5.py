@@ -33,10 +33,14 @@ def checked(config: dict) -> dict:
     for name, value in BUILT.items():
         if config.get(name, value) != value:
             raise ValueError(f"the text encoder's config.json asks for {name} = {config[name]!r}, built is {value!r}: use a T5 v1.1 encoder")
-    for name in SIZES:
-        if not config.get(name):
+    config = DEFAULTS | config
+    for name in (*SIZES, *DEFAULTS):
+        value, whole = config.get(name), name != "layer_norm_epsilon"
+        if value is None:
             raise ValueError(f"the text encoder's config.json does not say {name}: use the text_encoder/config.json of an IF checkpoint")
-    return DEFAULTS | config
+        if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < 2**24:
+            raise ValueError(f"the text encoder's config.json asks for {name} = {value!r}, wanted is a {'whole ' * whole}number above 0: use a T5 v1.1 encoder")
+    return config
 
 
 def bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
