@@ -8,6 +8,7 @@ at no time much more lies in memory than the weights that are kept. Next: prompt
 
 import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,15 +26,15 @@ def fetch(model: str | Path, *names: str) -> Path:
 
     Raises ValueError with the next step: no such folder or name, not allowed, not reachable, disk full, none of the files.
     """
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         found = [Path(model, name) for name in names if Path(model, name).is_file()]
         if not found:
             pickles = sorted(p.name for p in Path(model, names[0]).parent.glob("*.bin"))
             why = f" ({pickles[0]} is a pickle, which can run code: it is never opened)" if pickles else ""
             raise ValueError(f"{model} has no {' or '.join(names)}{why}: give a folder in the layout of the hub, with safetensors")
         return found[0]
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)):
-        raise ValueError(f"there is no folder {model}, and a name on the hub has the form owner/name: check --model")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model), re.ASCII) or len(str(model)) > 96:
+        raise ValueError(f"there is no folder {' '.join(str(model).split())[:99]}, and a name on the hub has the form owner/name: check --model")
     return _download(str(model), names)
 
 
@@ -73,9 +74,16 @@ def _download(repo: str, names: tuple[str, ...]) -> Path:
 def read_json(model: str | Path, name: str) -> dict:
     """A config file of the model. Raises ValueError, also when a name stands twice in it."""
     path = fetch(model, name)
+    content = _parsed(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object (it holds {type(content).__name__}): get it again")  # noqa: TRY004, a wrong file like the others
+    return content
+
+
+def _parsed(path: Path) -> object:
     try:
-        return {} | json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON object ({error}): get it again") from None
 
 
@@ -133,10 +141,10 @@ def _shards(model: str | Path, folder: str, path: Path) -> dict[Path, set[str] |
     """File -> the tensors that an index has in it; None for a file without an index."""
     if path.suffix != ".json":
         return {path: None}
-    try:
-        placed = dict(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is no index of safetensors (it has no weight_map): get it again") from None
+    index = _parsed(path)
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict):
+        raise ValueError(f"{path} is no index of safetensors (it has no weight_map): get it again")  # noqa: TRY004, a wrong file like the others
     wrong = [name for name in placed.values() if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name))]
     if wrong:
         raise ValueError(f"{path.name} names the file {wrong[0]!r}, wanted is a safetensors file in the same folder: do not trust this model")

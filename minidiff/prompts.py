@@ -48,8 +48,9 @@ def embed(prompts: list[str], model: str | Path, D: int, bank: Bank, half: bool 
             raise ValueError(f"no embedding for {missing[0]!r} in the bank{nearest}, and T5 cannot make it: {error}") from None
         bank |= {(prompt, name): state for prompt, state in zip(missing, states)}
     found = [bank[plain(prompt), name] for prompt in prompts]
-    if any(state.shape != (LENGTH, D) for state in found):
-        raise ValueError(f"the bank's embeddings are {tuple(found[0].shape)}, the model wants {(LENGTH, D)}: encode the prompts with this model's T5")
+    wrong = [tuple(state.shape) for state in found if state.shape != (LENGTH, D)]
+    if wrong:
+        raise ValueError(f"the bank's embeddings are {wrong[0]}, the model wants {(LENGTH, D)}: encode the prompts with this model's T5")
     return torch.stack(found).float()
 
 
@@ -73,9 +74,10 @@ def load_bank(path: str | Path) -> Bank:
     if not Path(path).exists():
         return {}
     tensors, record = load_tensors(path)
-    if "prompts" not in record:
-        raise ValueError(f"{path} is no prompt bank: give a file written by `sample.py embed`")
-    return {(key["text"], key["encoder"]): tensors[str(i)] for i, key in enumerate(record["prompts"])}
+    try:
+        return {(str(key["text"]), str(key["encoder"])): tensors[str(i)] for i, key in enumerate(record["prompts"])}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} is no prompt bank: give a file written by `sample.py embed`") from None
 
 
 def import_pth(path: str | Path, encoder: str = XXL) -> Bank:
@@ -86,7 +88,14 @@ def import_pth(path: str | Path, encoder: str = XXL) -> Bank:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read safely ({str(error).splitlines()[0]}): give a .pth file that holds tensors alone") from None
-    if not isinstance(stored, dict) or not all(isinstance(text, str) and isinstance(x, Tensor) and x.ndim in (2, 3) and x.shape[-2] == LENGTH for text, x in stored.items()):
+        why = error.strerror if isinstance(error, OSError) else "it is damaged, or holds more than tensors"
+        raise ValueError(f"{path} cannot be read safely ({why}): give a .pth file that holds tensors alone") from None
+    if not isinstance(stored, dict) or not all(isinstance(text, str) and _is_embedding(x) for text, x in stored.items()):
         raise ValueError(f"{path} is no dict of text -> ({LENGTH}, D) tensors: give the course's file of prompt embeddings")
-    return {(plain(text), encoder): x.reshape(LENGTH, -1) for text, x in stored.items()}
+    return {(plain(text), encoder): x.detach().reshape(LENGTH, -1) for text, x in stored.items()}
+
+
+def _is_embedding(x: object) -> bool:
+    """(77, D) or (1, 77, D) finite numbers?"""
+    plain_numbers = isinstance(x, Tensor) and x.layout == torch.strided and x.is_floating_point() and x.numel() > 0
+    return plain_numbers and x.shape[:-1] in ((LENGTH,), (1, LENGTH)) and bool(torch.isfinite(x.float()).all())

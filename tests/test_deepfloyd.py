@@ -13,6 +13,7 @@ from minidiff import hub, prompts
 from minidiff.adapters import enlarged, superres, text
 from minidiff.deepfloyd import RESPACINGS, forget_text, free_memory, load_stage, memory_plan, respaced, schedule_of, solver_levels
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
+from minidiff.files import save_tensors
 from minidiff.guidance import cfg
 from minidiff.sampling import ddim, ddpm_step, dpm_solver, sample
 from minidiff.schedule import cosine, linear
@@ -304,11 +305,29 @@ def test_the_courses_file_is_imported_without_running_pickles(tmp_path):
     assert list(bank) == [("an oil painting", prompts.XXL)]
     assert_close(prompts.embed(["an oil painting "], "DeepFloyd/IF-I-M-v1.0", 4096, bank), torch.ones(1, 77, 4096))
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}, protocol=2))
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name, message in (("evil.pth", "cannot be read safely"), ("list.pth", "is no dict of text"), ("absent.pth", "cannot be read safely")):
-        with pytest.raises(ValueError, match=message) as refusal:
+    (tmp_path / "empty.pth").touch()
+    for name, message in (("evil.pth", r"damaged, or holds more than tensors\)"), ("empty.pth", "damaged"), ("absent.pth", "No such file")):
+        with pytest.raises(ValueError, match=f"cannot be read safely .*{message}") as refusal:
             prompts.import_pth(tmp_path / name)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("stored", [
+    [1, 2], {1: torch.ones(77, 8)}, {"a": torch.ones(2, 77, 8)}, {"a": torch.ones(1, 76, 8)}, {"a": torch.ones(77)}, {"a": torch.ones(77, 0)},
+    {"a": torch.ones(77, 8, dtype=torch.int64)}, {"a": torch.full((77, 8), torch.nan)}, {"a": torch.ones(77, 8).to_sparse()}, {"a": "b"},
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_a_pth_file_without_embeddings_is_refused(tmp_path, stored):
+    torch.save(stored, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match="is no dict of text"):
+        prompts.import_pth(tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("record", [{}, {"prompts": 5}, {"prompts": None}, {"prompts": [{"text": "a"}]}, {"prompts": [{"text": "a", "encoder": "b"}] * 2}], ids=repr)
+def test_a_file_that_is_no_bank_is_refused(tmp_path, record):
+    save_tensors({"0": torch.zeros(77, 8)}, tmp_path / "bank.safetensors", record)
+    with pytest.raises(ValueError, match="is no prompt bank: give"):
+        prompts.load_bank(tmp_path / "bank.safetensors")
 
 
 # Memory

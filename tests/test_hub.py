@@ -121,6 +121,8 @@ REFUSALS = {
     "cut off": (lambda f: os.truncate(next((f / "unet").glob("*-00001-*")), 1000), "no whole safetensors file"),
     "no shard": (lambda f: next((f / "unet").glob("*-00001-*")).unlink(), "has no unet/.*00001"),
     "no index": (lambda f: index_of(f).write_text("[]"), "no index of safetensors"),
+    "weight_map of text": (lambda f: index_of(f).write_text('{"weight_map": "ab"}'), "no index of safetensors"),
+    "index of bytes": (lambda f: index_of(f).write_bytes(b"\xff\xfe"), "is no JSON object"),
     "key twice": (lambda f: index_of(f).write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'), "a stands twice"),
     "..": (lambda f: change_index(f, lambda m: m.update({"conv_in.bias": "../evil.safetensors"})), r"names the file '\.\./evil.safetensors'.*do not trust"),
     "absolute": (lambda f: change_index(f, lambda m: m.update({"conv_in.bias": "/tmp/evil.safetensors"})), "do not trust"),
@@ -144,16 +146,25 @@ def test_pickles_are_refused(tmp_path):
         unet_of(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "7", chr(0)])
-def test_a_config_that_is_no_json_object_is_refused(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"7", b"null", bytes(1), b"\xff\xfe", b"[" * 100_000], ids=repr)
+def test_a_config_that_is_no_json_object_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match="is no JSON object .*: get it again"):
         hub.read_json(tmp_path, "config.json")
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "justaname", "../up"])
+@pytest.mark.parametrize("content", [b"", bytes(8), b"<html>404</html>", b"\x80\x02}q\x00."], ids=["empty", "zeros", "a web page", "a pickle"])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, content):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / f"{STEM}.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="is no whole safetensors file .*: delete it and get it again") as refusal:
+        unet_of(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "justaname", "../up", "é/x", "x" * 300 + "/y", "a/b\n"])
 def test_what_is_neither_a_folder_nor_a_name_is_refused(name):
-    with pytest.raises(ValueError, match=r"no folder .*owner/name: check --model"):
+    with pytest.raises(ValueError, match=r"^there is no folder .*owner/name: check --model$"):
         hub.read_json(name, "unet/config.json")
 
 

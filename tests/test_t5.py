@@ -123,6 +123,7 @@ def test_xxl_has_its_count():
     ("num_layers", 1.5, "num_layers = 1.5, wanted is a whole number above 0"),
     ("d_ff", True, "d_ff = True, wanted is a whole number above 0"),
     ("relative_attention_num_buckets", "32", "relative_attention_num_buckets = '32', wanted is a whole number above 0"),
+    ("relative_attention_max_distance", 8, "32 buckets up to a distance of 8, wanted are at least 4"),
     ("layer_norm_epsilon", 0, "layer_norm_epsilon = 0, wanted is a number above 0"),
 ])  # fmt: skip
 def test_configs_that_are_not_built_are_refused(field, value, message):

@@ -52,3 +52,8 @@ def test_another_file_is_refused(tmp_path):
 def test_ids_are_whole_numbers_for_an_embedding(tokenizer):
     ids, mask = tokenizer(["fox"])
     assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_bytes_that_are_no_text_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"the prompt 'fox\\udcff' is no text: type it again"):
+        tokenizer([b"fox\xff".decode(errors="surrogateescape")])

@@ -40,6 +40,9 @@ def checked(config: dict) -> dict:
             raise ValueError(f"the text encoder's config.json does not say {name}: use the text_encoder/config.json of an IF checkpoint")
         if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < 2**24:
             raise ValueError(f"the text encoder's config.json asks for {name} = {value!r}, wanted is a {'whole ' * whole}number above 0: use a T5 v1.1 encoder")
+    rows, most = config["relative_attention_num_buckets"], config["relative_attention_max_distance"]
+    if rows < 4 or most <= rows // 4:
+        raise ValueError(f"the text encoder's config.json asks for {rows} buckets up to a distance of {most}, wanted are at least 4, and a distance above a quarter of them: mend the file")
     return config
 
 

@@ -34,10 +34,12 @@ class Tokenizer:
             raise ValueError(f"{spiece_model} is no sentencepiece model: get tokenizer/spiece.model again") from None
 
     def __call__(self, prompts: list[str], length: int = LENGTH) -> tuple[Tensor, Tensor]:
-        """-> ids (B, length) int64 and mask (B, length) int64. Warns and names the words when a prompt is longer than that."""
+        """-> ids (B, length) int64 and mask (B, length) int64. Warns and names the words when a prompt is longer than that. Raises ValueError."""
         ids = torch.full((len(prompts), length), PAD)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of bytes that are no UTF-8
+                raise ValueError(f"the prompt {prompt!r} is no text: type it again, in UTF-8")
             tokens = self.pieces.encode(plain(prompt))
             if len(tokens) > length - 1:
                 dropped = self.pieces.decode(tokens[length - 1 :])
