@@ -344,6 +344,22 @@ def test_widths_of_heads_a_level_are_read_as_the_reference_reads_them():
     assert (down, 32 // unet.mid_block.attentions[0].heads, up) == ([4, 8, 16, 32], 32, [4, 8, 16, 32])
 
 
+def test_v_is_never_clamped():
+    unet = small_unet("I")
+    unet.conv_out.weight.data = 50 * unet.conv_out.weight.data
+    x, t, text, _, _ = case("I", "a")
+    eps, v = unet(x, t, unet.encode(text))
+    assert v.min() < -1 and v.max() > 2
+    assert eps.shape == v.shape == x.shape
+
+
+def test_the_configs_eps_is_for_residual_blocks_alone():
+    with torch.device("meta"):
+        unet = IFUNet(CONFIG["I"] | {"norm_eps": 1e-3})
+    attention, resnet = unet.mid_block.attentions[0], unet.mid_block.resnets[0]
+    assert (attention.group_norm.eps, attention.norm_cross.eps, resnet.norm1.eps, resnet.norm2.eps, unet.conv_norm_out.eps) == (1e-5, 1e-5, 1e-3, 1e-3, 1e-3)
+
+
 def test_unknown_fields_that_ask_for_nothing_pass_and_absent_ones_are_ifs():
     config = {name: value for name, value in CONFIG["I"].items() if name not in ("act_fn", "norm_eps", "only_cross_attention", "resnet_out_scale_factor")}
     with torch.device("meta"):
