@@ -10,7 +10,6 @@ IF counts levels from 0 (least noise) to 999; ours are one more, 1 … 1000, and
 """
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,11 +192,3 @@ def memory_plan(config: dict, dtype: torch.dtype, rows: int, size: int | None = 
         D, inner = text_config["d_model"], text_config["num_heads"] * text_config["d_kv"]
         text = 4 * max(text_config["vocab_size"] * D, 4 * D * inner + 3 * D * text_config["d_ff"])
     return MemoryPlan(weights * dtype.itemsize, numbers * dtype.itemsize, text)
-
-
-def free_memory() -> int:
-    """Bytes of main memory that a program may take: what Linux calls available, elsewhere all that is free."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

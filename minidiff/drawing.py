@@ -140,6 +140,7 @@ def load_prompted(
     stage = deepfloyd.load_stage(name, dtype, device)
     with torch.no_grad():
         states = {word: stage.unet.encode(vectors[None].to(device)) for word, vectors in zip(words, embeddings)}
+    deepfloyd.forget_text(stage.unet)
 
     def levels(steps: str | None, solver: bool) -> list[int]:
         if not solver:

@@ -66,7 +66,7 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
     for flag in ("prompt", "dtype", "encoder", "upscale") if digits else ("digit", "threshold"):
         if asked.get(flag):
             raise ValueError(f"--{flag} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
-    if not digits and tasks == ("class",) or args.lesson in ("digits", "denoise") and not digits:
+    if not digits and args.lesson in ("digits", "guidance", "denoise"):
         raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: use text for prompts")
     noisy = ("inpaint", "anagram", "hybrid") if digits else ("inpaint", "edit")  # fresh noise lets the terms of a formula agree
     args.sampler = args.sampler or ("ddpm" if args.lesson in noisy else "dpm")
@@ -79,7 +79,7 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
     model = digits_model(load_u_net(args, *(tasks or ("class", "time"))))
     if len(model.conditions) > 1:
         for word in words:
-            if word not in model.conditions:
+            if word not in model.conditions or (not word and args.lesson in ("anagram", "hybrid")):
                 raise ValueError(f"{args.model} knows the digits 0 to {len(model.conditions) - 2}, got {word!r}")
     elif args.scale is not None and model.guide is None:
         raise ValueError(f"--scale wants a network with labels or a guide, {args.model} has neither: leave --scale out, or choose another --model")

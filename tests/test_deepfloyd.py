@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from minidiff import hub, prompts
 from minidiff.adapters import enlarged, superres, text
-from minidiff.deepfloyd import RESPACINGS, forget_text, free_memory, load_stage, memory_plan, respaced, schedule_of, solver_levels
+from minidiff.deepfloyd import RESPACINGS, forget_text, load_stage, memory_plan, respaced, schedule_of, solver_levels
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
 from minidiff.files import save_tensors
 from minidiff.guidance import cfg
@@ -339,7 +339,6 @@ def test_the_memory_plan_counts_the_weights_exactly_and_is_refused_in_one_senten
     assert plan.text == 4 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     assert plan.weights + plan.activations < plan.weights * 1.5
     plan.check(plan.peak)
-    assert 10**7 < free_memory() < 10**14
     with pytest.raises(ValueError, match=r"needs about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), free are 0.5 GB: use") as refusal:
         plan.check(500_000_000)
     assert "\n" not in str(refusal.value)

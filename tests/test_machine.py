@@ -22,3 +22,11 @@ def test_the_parts_of_all_processes_are_the_whole_in_order(count, world, monkeyp
 def test_one_process_gathers_its_own_parts():
     parts = [torch.ones(2, 1), torch.zeros(1, 1)]
     assert machine.gathered(parts).flatten().tolist() == [1, 1, 0]
+
+
+def test_free_memory_is_what_linux_calls_available(monkeypatch, tmp_path):
+    found = machine.free_memory(torch.device("cpu"))
+    assert 10**7 < found < 10**14
+    (tmp_path / "meminfo").write_text("MemTotal:       100 kB\nMemFree:         3 kB\nMemAvailable:    7 kB\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "meminfo")
+    assert machine.free_memory(torch.device("cpu")) == 7 * 1024
