@@ -197,7 +197,7 @@ def anagram(args: argparse.Namespace) -> Result:
     def seen_of(x: Tensor) -> Tensor:
         return images.to_unit(torch.stack([view.apply(2 * x - 1) for view in A], 1))  # views are of pixels in [-1, 1]: a negative changes their sign
 
-    x, says = best(args, lambda: walks(load(args, args.words, terms=len(terms))), seen_of, terms)
+    x, says = best(args, lambda: walks(load(args, args.words, terms=len(terms))), seen_of, terms, len(terms))
     seen = seen_of(upscaled(args, x, terms, combine, A))
     names = [args.words[0], *(f"{word} {name}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
@@ -217,7 +217,7 @@ def hybrid(args: argparse.Namespace) -> Result:
     def seen_of(x: Tensor) -> Tensor:
         return torch.stack([x, illusions.gaussian(args.sigma)(x)], 1)  # from afar the fine part is lost
 
-    x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], terms=2)), seen_of, terms)
+    x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], terms=2)), seen_of, terms, 1)
     sigma = args.sigma * (4 if args.upscale else 1)
     x = upscaled(args, x, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(sigma)))
     args.sigma = sigma

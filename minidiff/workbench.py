@@ -4,7 +4,6 @@ Every function here takes the command line, `args`, and may write into it what t
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,11 @@ from minidiff.denoiser import Denoiser
 from minidiff.drawing import Combine, Model, digits_model, load_prompted, only
 from minidiff.machine import gathered, shared
 from minidiff.pretrained import Digits, load_digits
-from minidiff.reader import load_reader, plausible, readings, real_digits
+from minidiff.reader import load_reader, readings, real_digits, to_nearest
 from minidiff.schedule import evenly_spaced, strided
 from minidiff.scores import alignment
 
-BEST_OF = 4  # of anagrams and hybrids of digits
+BEST_OF = 6  # of anagrams and hybrids of digits
 
 Walk = Iterator[tuple[int, Tensor]]
 Views = Sequence[illusions.View]
@@ -68,8 +67,7 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
             raise ValueError(f"--{flag} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
     if not digits and args.lesson in ("digits", "guidance", "denoise"):
         raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: use text for prompts")
-    noisy = ("inpaint", "anagram", "hybrid") if digits else ("inpaint", "edit")  # fresh noise lets the terms of a formula agree
-    args.sampler = args.sampler or ("ddpm" if args.lesson in noisy else "dpm")
+    args.sampler = args.sampler or ("ddpm" if args.lesson == "inpaint" or (args.lesson == "edit" and not digits) else "dpm")
     args.batch = asked.get("batch") or (100 if digits else 4)
     if not digits:
         model = load_text_model(args, args.model, words, 2 * terms)
@@ -83,8 +81,8 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
                 raise ValueError(f"{args.model} knows the digits 0 to {len(model.conditions) - 2}, got {word!r}")
     elif args.scale is not None and model.guide is None:
         raise ValueError(f"--scale wants a network with labels or a guide, {args.model} has neither: leave --scale out, or choose another --model")
-    args.steps = args.steps or {"edit": "33", "inpaint": "50", "anagram": "40", "hybrid": "40"}.get(args.lesson)
-    args.scale = args.scale or {"guidance": [0, 1, 2, 3, 5, 10], "denoise": [1], "anagram": [4], "hybrid": [4]}.get(args.lesson, [model.scale])
+    args.steps = args.steps or {"edit": "33", "inpaint": "50", "anagram": "10", "hybrid": "10"}.get(args.lesson)
+    args.scale = args.scale or {"guidance": [0, 1, 2, 3, 5, 10], "denoise": [1], "anagram": [3], "hybrid": [4]}.get(args.lesson, [model.scale])
     return model
 
 
@@ -175,25 +173,24 @@ def from_noise(args: argparse.Namespace, model: Model, terms: Terms, combine: Co
     return drawn(args, model, walk, len(levels) - 1, frames if args.gif else None)
 
 
-def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable[[Tensor], Tensor], terms: Terms) -> tuple[Tensor, str]:
+def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable[[Tensor], Tensor], terms: Terms, lifelike: int) -> tuple[Tensor, str]:
     """With --best-of K of digits, draws K times as many and keeps the n that read best, best first; else draws n. And a word about it.
 
-    First by how many of its views read as asked and look like real digits, then by `alignment`, the worst view (scores.py, reader.py).
+    The score: the log-probability of the worst view (`alignment`, scores.py), less how far the least lifelike of the first `lifelike`
+    views is from real digits, where 1 is as far as real digits are at most (`plausible`, reader.py).
     """
-    of_many = 1 if args.best_of is None and not of_digits(args) else args.best_of or BEST_OF
+    of_many = args.best_of or (BEST_OF if of_digits(args) else 1)
     if of_many == 1:
         return draw(), ""
     if not of_digits(args):
         raise ValueError(f"--best-of wants pictures that our classifier can read, digits, got --model {args.model}: leave it out")
     n, args.n = args.n, args.n * of_many
     x = draw()
-    args.n, reader, labels = n, load_reader(), [int(word) for [word] in terms]
-    seen = seen_of(x)
-    S, real = readings(reader, seen, labels), real_digits(reader)
-    good = S.diagonal(dim1=1, dim2=2) > math.log(0.5)
-    good &= plausible(reader.features(seen.flatten(0, 1)), real).view(good.shape)
-    order = (good.sum(1) + alignment(S).exp()).argsort(descending=True, stable=True)[:n]  # a probability is below 1
-    return x[order], f" of {of_many * n}"
+    seen, args.n, reader = seen_of(x), n, load_reader()
+    real = real_digits(reader)
+    distance = to_nearest(reader.features(seen[:, :lifelike].flatten(0, 1)), real.features).view(len(x), lifelike) / real.limit
+    score = alignment(readings(reader, seen, [int(word) for [word] in terms])) - distance.amax(1)
+    return x[score.argsort(descending=True, stable=True)[:n]], f" of {of_many * n}"
 
 
 def asked(args: argparse.Namespace, model: Model, words: Sequence[str], part: range) -> Denoiser:
