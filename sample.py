@@ -20,7 +20,7 @@ edit, inpaint, anagram and hybrid draw digits, or pictures with `--model` a text
 `--out NAME.png` is a picture (its settings are in the file), `--out NAME.safetensors` or `.npz` the arrays `images`
 (N, C, H, W) in [0, 1] and, of digits, `labels` (N,), −1 for none; or of an anagram or a hybrid (N, V), a label for each reading.
 Besides, edit has `original` and the `levels` (N,) it began at, inpaint `original` and `mask` (1 is repainted), anagram `views`
-(N, V, C, H, W), and hybrid `small`. `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
+(N, V, C, H, W), and hybrid `small` and `views`, near by and from afar: blurred, of digits with their contrast restored. `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
 """
 
 import argparse  # noqa: I001, the long list below stays short
@@ -215,7 +215,10 @@ def hybrid(args: argparse.Namespace) -> Result:
         return from_noise(args, model, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(args.sigma)))
 
     def seen_of(x: Tensor) -> Tensor:
-        return torch.stack([x, illusions.gaussian(args.sigma)(x)], 1)  # from afar the fine part is lost
+        far = illusions.gaussian(args.sigma)(x)  # from afar the fine part is lost
+        if of_digits(args):  # and the eye gets used to less contrast: of the brightest pixel, 0.3 is black and 0.7 white
+            far = ((far / far.amax((1, 2, 3), keepdim=True).clamp(min=0.05) - 0.3) / 0.4).clamp(0, 1)
+        return torch.stack([x, far], 1)
 
     x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], terms=2)), seen_of, terms, 1)
     sigma = args.sigma * (4 if args.upscale else 1)

@@ -23,7 +23,7 @@ from minidiff.reader import load_reader, readings, real_digits, to_nearest
 from minidiff.schedule import evenly_spaced, strided
 from minidiff.scores import alignment
 
-BEST_OF = 6  # of anagrams and hybrids of digits
+BEST_OF = {"anagram": 6, "hybrid": 12}  # of digits: what it takes until most pairs read both ways
 
 Walk = Iterator[tuple[int, Tensor]]
 Views = Sequence[illusions.View]
@@ -179,7 +179,7 @@ def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable
     The score: the log-probability of the worst view (`alignment`, scores.py), less how far the least lifelike of the first `lifelike`
     views is from real digits, where 1 is as far as real digits are at most (`plausible`, reader.py).
     """
-    of_many = args.best_of or (BEST_OF if of_digits(args) else 1)
+    of_many = args.best_of or (BEST_OF[args.lesson] if of_digits(args) else 1)
     if of_many == 1:
         return draw(), ""
     if not of_digits(args):

@@ -175,6 +175,11 @@ def test_a_hybrid_is_coarse_from_afar_and_fine_near_by(run, ideal):
     assert_close(made["images"][1], unit(low(MU[8]) + MU[3] - low(MU[3])), rtol=0, atol=1e-5)
     assert made["labels"].tolist() == [[3, 8]] * 2
     assert_close(made["small"], made["images"].view(2, 1, 7, 4, 7, 4).mean((3, 5)))
+    near, far = made["views"].unbind(1)
+    assert_close(near, made["images"])
+    blurred = low(made["images"])
+    part = blurred / blurred.flatten(1).max(1).values.view(2, 1, 1, 1)
+    assert_close(far, ((part - 0.3) / 0.4).clamp(0, 1))
 
 
 @pytest.mark.parametrize(("arguments", "rows"), [(["anagram", 4, 7], 4), (["anagram", 4, 7, "--scale", 1], 2), (["hybrid", 3, 8], 3)])
