@@ -20,7 +20,8 @@ edit, inpaint, anagram and hybrid draw digits, or pictures with `--model` a text
 `--out NAME.png` is a picture (its settings are in the file), `--out NAME.safetensors` or `.npz` the arrays `images`
 (N, C, H, W) in [0, 1] and, of digits, `labels` (N,), −1 for none; or of an anagram or a hybrid (N, V), a label for each reading.
 Besides, edit has `original` and the `levels` (N,) it began at, inpaint `original` and `mask` (1 is repainted), anagram `views`
-(N, V, C, H, W), and hybrid `small` and `views`, near by and from afar: blurred, of digits with their contrast restored. `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
+(N, V, C, H, W), and hybrid `small` and `views`: near by, and from afar (blurred; of digits with their contrast restored).
+`torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
 """
 
 import argparse  # noqa: I001, the long list below stays short

@@ -1,7 +1,9 @@
 """The lessons with a text model, from the command line to the file: against the same walks written out by hand with the golden networks."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -284,3 +286,23 @@ def test_the_model_of_a_hub_name_is_asked_from_the_hub(monkeypatch, capsys, tmp_
     monkeypatch.setattr(hub, "fetch", asked)
     assert sample.main(["text", "a snowy mountain village"]) == 2
     assert capsys.readouterr().err == "sample.py: DeepFloyd/IF-I-M-v1.0 is gated: accept its licence\n"
+
+
+@pytest.mark.parametrize("lesson", [["text", "a"], ["edit"], ["inpaint"], ["anagram", "a", "b"], ["hybrid", "a", "b"]], ids=lambda a: a[0])
+def test_the_first_network_is_gone_before_the_second_is_loaded(run, monkeypatch, lesson):
+    """By reference counts alone, without waiting for the garbage collector."""
+    honest, loaded = deepfloyd.load_stage, []
+
+    def load(*arguments):
+        assert [network() for network in loaded] == [None] * len(loaded)
+        stage = honest(*arguments)
+        loaded.append(weakref.ref(stage.unet))
+        return stage
+
+    monkeypatch.setattr(deepfloyd, "load_stage", load)
+    gc.disable()
+    try:
+        run(*lesson, "--model", ONE, "-n", 1, "--steps", 2, "--upscale", TWO, "--upscale-steps", 1)
+    finally:
+        gc.enable()
+    assert len(loaded) == 2
