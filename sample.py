@@ -25,6 +25,7 @@ Besides, edit has `original` and the `levels` (N,) it began at, inpaint `origina
 """
 
 import argparse  # noqa: I001, the long list below stays short
+import os
 import sys
 import time
 import warnings
@@ -181,6 +182,8 @@ def inpaint(args: argparse.Namespace) -> Result:
 def anagram(args: argparse.Namespace) -> Result:
     """Every word has its view of one image, and all ask for changes: turn their answers back and take the mean (Visual Anagrams)."""
     A = [illusions.view(name, args.seed) for name in ("identity", *args.view)]
+    if len(args.words) < 2 or len(args.weights or args.words) != len(args.words):
+        raise ValueError(f"an anagram wants two words or more, and as many --weights, if any: got {len(args.words)} words, {len(args.weights or args.words)} weights")
     if len(A) != len(args.words):
         raise ValueError(f"{len(args.words)} words want {len(args.words) - 1} names after --view (the first is seen as it is), got {len(args.view)}")
     if args.upscale and "pixels" in args.view:
@@ -200,7 +203,7 @@ def anagram(args: argparse.Namespace) -> Result:
 
     x, says = best(args, lambda: walks(load(args, args.words, terms=len(terms))), seen_of, terms, len(terms))
     seen = seen_of(upscaled(args, x, terms, combine, A))
-    names = [args.words[0], *(f"{word} {name}" for word, name in zip(args.words[1:], args.view))]
+    names = [args.words[0], *(f"{word} {name}" if len(word) == 1 else f"{name}: {word}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
     frames = [images.grid(images.under_way(seen[:, 0], view, s, max(1, 112 // seen.shape[-1])), 5, 1) for view, s in moments]
     return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{args.n} images{says}, each {' and '.join(names)}", frames, {"views": seen})
@@ -227,7 +230,7 @@ def hybrid(args: argparse.Namespace) -> Result:
     args.sigma = sigma
     seen, small = seen_of(x), F.interpolate(x, scale_factor=0.25, mode="area")
     room = x.shape[-1] - small.shape[-1]
-    picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"{args.near} near", f"{args.far} far"])
+    picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"near: {args.near}", f"far: {args.far}"])
     says = f"{args.n} images{says}, each {args.near} near by and {args.far} from afar, sigma {sigma:g}"
     return Result(x, labels_of(terms, args.n), picture, says, more={"views": seen, "small": small})
 
@@ -274,8 +277,10 @@ def score(args: argparse.Namespace) -> Result:
     x, labels = arrays.get("images"), arrays.get("labels")
     seen = x[:, None] if x is not None and labels is not None and labels.ndim == 1 else arrays.get("views")
     if seen is None or labels is None or seen.shape != (*labels.shape[:1], *seen.shape[1:2], 1, 28, 28) or labels.numel() != seen.shape[0] * seen.shape[1]:
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in arrays.items()) or "nothing"
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in [*arrays.items()][:5]) or "nothing"
         raise ValueError(f"{args.arrays} wants images (N, 1, 28, 28) with labels (N,), or views (N, V, 1, 28, 28) with labels (N, V), it has {found}: give digits")
+    if len(seen) == 0 or not bool(torch.isin(labels.double(), torch.arange(-1, 10).double()).all()):
+        raise ValueError(f"{args.arrays} wants at least one image, and labels 0 to 9 or -1 for none, got {len(seen)} images, labels {labels.flatten()[:3].tolist()}...: give digits")
     N, V, labels = len(seen), seen.shape[1], labels.long().view(len(seen), -1)
     reader = load_reader()
     log_probs, features = (read(seen.flatten(0, 1)).unflatten(0, (N, V)) for read in (reader.log_probs, reader.features))
@@ -373,7 +378,8 @@ def main(argv: list[str]) -> int:
         settings = {k: str(v) if isinstance(v, Path | torch.device) else v for k, v in vars(args).items()}
         written = save(args, result, settings)
     except (ValueError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once, of many processes
+            print(f"sample.py: {error}", file=sys.stderr)
         return 2
     finally:
         if dist.is_initialized():

@@ -84,7 +84,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}): get it again") from None
     if "minidiff" not in metadata:
-        raise ValueError(f"{path} holds no minidiff settings: it wants a file written by train.py")
+        raise ValueError(f"{path} holds no minidiff settings: it wants a file written by train.py or sample.py")
     if metadata.get("sha256") != _digest(tensors, metadata["minidiff"]):
         raise ValueError(f"{path} was changed after it was written (its sha256 is wrong): get it again")
     record = json.loads(metadata["minidiff"])
@@ -96,13 +96,16 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 def load_arrays(path: str | Path) -> dict[str, Tensor]:
     """Read what `save_arrays` wrote, or another .npz of numbers. Raises ValueError when the file is missing, damaged, or of another kind."""
     path = Path(path)
-    if path.suffix != ".npz":
+    if path.suffix == ".safetensors":
         return load_tensors(path)[0]
+    if path.suffix != ".npz":
+        raise ValueError(f"arrays are in a .safetensors or .npz file, got {path}: write them with --out NAME.safetensors")
     if not path.is_file():
         raise ValueError(f"there is no file {path}: check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files if file[name].dtype.kind in "iufb"}
+            arrays = {name: file[name] for name in file.files}
+        return {name: torch.from_numpy(array) for name, array in arrays.items() if isinstance(array, np.ndarray) and array.dtype.kind in "iufb"}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole .npz file of numbers ({str(error).splitlines()[0]}): get it again") from None
 

@@ -52,7 +52,7 @@ FLAGS = {
     "--out": {"type": Path, "help": "a .png, .safetensors or .npz; default out/LESSON.png"},
 }
 AT_LEAST_1 = (1, math.inf)
-RANGES = {"n": (1, 10**7), "digit": (0, 9), "eta": (0, 1), "batch": AT_LEAST_1, "best_of": (1, 1000), "rounds": AT_LEAST_1, "seed": (0, math.inf), "threshold": (0, 1), "noise_level": (0, 999)}
+RANGES = {"n": (1, 10**7), "digit": (0, 9), "eta": (0, 1), "batch": AT_LEAST_1, "best_of": (1, 1000), "scale": (0, 100), "sigma": (0, 1000), "rounds": (1, 1000), "seed": (0, math.inf), "threshold": (0, 1), "noise_level": (0, 999)}
 WALK = ["--sampler", "--steps", "--eta", "--scale", "--batch"]
 TEXT = ["--dtype", "--sequential", "--bank", "--encoder", "--noise-level"]
 ENLARGE = ["--upscale", "--upscale-steps"]
@@ -107,14 +107,16 @@ def arguments(argv: list[str], description: str) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for a number out of its range."""
     values = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items() if value is not None}
+    if values.get("bank", [BANK])[0].suffix != ".safetensors":
+        raise ValueError(f"--bank wants a name that ends in .safetensors, got {args.bank}")
+    for name in ("scale", "weights", "sigma"):
+        if not all(math.isfinite(value) for value in values.get(name, [])):
+            raise ValueError(f"--{name} wants finite numbers, got {values[name]}")
     for name, (low, high) in RANGES.items():
         for value in values.get(name, []):
             if not low <= value <= high and not (name == "n" and args.lesson in ("embed", "score")):
                 flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} wants {f'{low} to {high}' if high < math.inf else f'at least {low}'}, got {value}")
-    for name in ("scale", "weights", "sigma"):
-        if not all(math.isfinite(value) for value in values.get(name, [])):
-            raise ValueError(f"--{name} wants finite numbers, got {values[name]}")
     if len(values.get("scale", [])) > 1 and args.lesson != "guidance":
         raise ValueError(f"--scale wants one number in {args.lesson}, got {args.scale}: the lesson guidance takes several")
     for name, known in (("sampler", SAMPLERS), ("dtype", DTYPES)):

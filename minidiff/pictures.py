@@ -55,6 +55,8 @@ def mask(source: str, size: tuple[int, int], of: str | Path | None = None) -> Te
         box = torch.zeros(1, 1, H, W)
         box[..., y0:y1, x0:x1] = 1
         return box
+    if "," in source and not Path(source).exists():
+        raise ValueError(f"a box wants four whole numbers x0,y0,x1,y1, got {source!r}: give numbers like 0,{H // 2},{W},{H}, or a picture")
     picture = _opened(source)
     sizes = [(W, H), *([_opened(of).size] if of else [])]
     if picture.size not in sizes:

@@ -7,7 +7,6 @@ text and the name of the encoder. All of DeepFloyd's models share one encoder, s
 """
 
 import difflib
-import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def embed(prompts: list[str], model: str | Path, D: int, bank: Bank, half: bool 
         except ValueError as error:
             stored = difflib.get_close_matches(missing[0], [text for text, encoder in bank if encoder == name], n=1, cutoff=0)
             nearest = f" (nearest there: {stored[0]!r})" if stored else ""
-            raise ValueError(f"no embedding for {missing[0]!r} in the bank{nearest}, and T5 cannot make it: {error}") from None
+            raise ValueError(f"no embedding for {missing[0]!r} in the bank{nearest}, and T5 cannot make it: {error}; or name a model with a text encoder with --encoder") from None
         bank |= {(prompt, name): state for prompt, state in zip(missing, states)}
     found = [bank[plain(prompt), name] for prompt in prompts]
     wrong = [tuple(state.shape) for state in found if state.shape != (LENGTH, D)]
@@ -87,11 +86,14 @@ def import_pth(path: str | Path, encoder: str = XXL) -> Bank:
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001, arbitrary bytes make the unpickler raise anything
         why = error.strerror if isinstance(error, OSError) else "it is damaged, or holds more than tensors"
         raise ValueError(f"{path} cannot be read safely ({why}): give a .pth file that holds tensors alone") from None
     if not isinstance(stored, dict) or not all(isinstance(text, str) and _is_embedding(x) for text, x in stored.items()):
         raise ValueError(f"{path} is no dict of text -> ({LENGTH}, D) tensors: give the course's file of prompt embeddings")
+    wrong = next((x.shape[-1] for x in stored.values() if encoder == XXL and x.shape[-1] != 4096), None)
+    if wrong:
+        raise ValueError(f"{path} holds vectors {wrong} wide, those of {XXL} are 4096 wide: give the course's file of prompt embeddings")
     return {(plain(text), encoder): x.detach().reshape(LENGTH, -1) for text, x in stored.items()}
 
 

@@ -58,7 +58,7 @@ class Reader:
 
 def load_reader(name: str | Path = "mnist-classifier") -> Reader:
     """The shipped classifier, or that of a file of train.py's. Raises ValueError as `load_digits` does."""
-    return Reader(load_digits(name, ("classifier",)).unet)
+    return Reader(load_digits(name, ("classifier",)).unet.to(memory_format=torch.channels_last))  # twice as fast on a CPU
 
 
 def read_as(log_probs: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff import editing, flags, illusions, images, mnist, pictures, sampling
+from minidiff import deepfloyd, editing, flags, hub, illusions, images, mnist, pictures, sampling
 from minidiff.denoiser import Denoiser
 from minidiff.drawing import Combine, Model, digits_model, load_prompted, only
 from minidiff.machine import gathered, shared
@@ -66,24 +66,43 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
         if asked.get(flag):
             raise ValueError(f"--{flag} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
     if not digits and args.lesson in ("digits", "guidance", "denoise"):
-        raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: use text for prompts")
+        raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: name mnist-class, mnist-time or a file of train.py's, or use text for prompts")
     args.sampler = args.sampler or ("ddpm" if args.lesson == "inpaint" or (args.lesson == "edit" and not digits) else "dpm")
     args.batch = asked.get("batch") or (100 if digits else 4)
     if not digits:
-        model = load_text_model(args, args.model, words, 2 * terms)
-        if model.enlarged is not None:
-            raise ValueError(f"{args.model} is a stage II, which enlarges, {args.lesson} wants a stage I: choose a model like {flags.STAGE_I}")
-        return model
+        check_stages(args)
+        return load_text_model(args, args.model, words, 2 * terms)
     model = digits_model(load_u_net(args, *(tasks or ("class", "time"))))
     if len(model.conditions) > 1:
         for word in words:
             if word not in model.conditions or (not word and args.lesson in ("anagram", "hybrid")):
                 raise ValueError(f"{args.model} knows the digits 0 to {len(model.conditions) - 2}, got {word!r}")
+    elif asked.get("digit") and (args.lesson == "digits" or asked.get("picture")):
+        raise ValueError(f"--digit wants a network with labels, {args.model} has none: leave it out, or choose another --model")
     elif args.scale is not None and model.guide is None:
         raise ValueError(f"--scale wants a network with labels or a guide, {args.model} has neither: leave --scale out, or choose another --model")
     args.steps = args.steps or {"edit": "33", "inpaint": "50", "anagram": "10", "hybrid": "10"}.get(args.lesson)
     args.scale = args.scale or {"guidance": [0, 1, 2, 3, 5, 10], "denoise": [1], "anagram": [3], "hybrid": [4]}.get(args.lesson, [model.scale])
     return model
+
+
+def check_stages(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before hours of work: raises ValueError for a stage of the other kind, steps that it does not take, no picture."""
+    for flag, name, steps, second in (("--steps", args.model, args.steps, False), ("--upscale-steps", args.upscale, vars(args).get("upscale_steps"), True)):
+        if name is None:
+            continue
+        try:
+            if (hub.read_json(name, "unet/config.json").get("in_channels") == 6) != second:
+                kind, wanted = ("a stage I", f"a stage II, like {flags.STAGE_II}") if second else ("a stage II, which enlarges", f"a stage I, like {flags.STAGE_I}")
+                raise ValueError(f"{name} is {kind}, wanted is {wanted}")
+            if steps is not None and args.sampler == "dpm" and not (steps.isdigit() and 1 <= int(steps) <= 900):
+                raise ValueError(f"DPM-Solver++ takes 1 to 900 steps, got {flag} {steps!r}: a named respacing is for --sampler ddpm or ddim")
+            if steps is not None and args.sampler != "dpm":
+                deepfloyd.respaced(steps)
+        except ValueError as error:
+            raise ValueError(f"--upscale: {error}" if second else str(error)) from None
+    if vars(args).get("picture"):
+        pictures.read(args.picture, (8, 8))
 
 
 def load_text_model(args: argparse.Namespace, name: str, words: Sequence[str], rows_each: int) -> Model:

@@ -206,7 +206,7 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
         (["inpaint", "--mask", "wide.png"], "the mask wide.png has 40 x 30 pixels: make it 28 x 28"),
         (["inpaint", "--mask", "0,0,29,3"], "the box 0,0,29,3 is not inside 28 x 28 pixels"),
         (["inpaint", "--mask", "empty.png"], "empty.png is empty (0 bytes)"),
-        (["inpaint", "--rounds", "0"], "--rounds wants at least 1, got 0"),
+        (["inpaint", "--rounds", "0"], "--rounds wants 1 to 1000, got 0"),
         (["inpaint", "--digit", "5", "-n", "893"], "the test set has 892 of the digits 5, asked for 893"),
     ],
 )
@@ -311,6 +311,9 @@ def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
         ({"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)}, "it has images (3, 3, 28, 28), labels (3,): give digits"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(2)}, "labels (2,): give digits"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(3, 2)}, "views (N, V, 1, 28, 28) with labels (N, V), it has images"),
+        ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0)}, "got 0 images"),
+        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 77)}, "labels [77, 77, 77]"),
+        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 1.5)}, "labels [1.5, 1.5, 1.5]"),
         ({"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)}, "wants pixels in [0, 1], got 2 to 2"),
         ({"images": torch.full((3, 1, 28, 28), torch.nan), "labels": torch.zeros(3)}, "got nan to nan"),
     ],
@@ -327,3 +330,22 @@ def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
             (tmp_path / name).write_text(text)
         assert sample.main(["score", str(tmp_path / name)]) == 2
         assert answer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["anagram", "4"], "an anagram wants two words or more, and as many --weights, if any: got 1 words, 1 weights"),
+        (["hybrid", "3", "8", "--sigma", "1e9"], "--sigma wants 0 to 1000, got 1000000000.0"),
+        (["digits", "--scale", "1e30"], "--scale wants 0 to 100, got 1e+30"),
+        (["digits", "--digit", "3", "--model", "mnist-time"], "--digit wants a network with labels, mnist-time has none"),
+        (["inpaint", "--mask", "1,2,3"], "a box wants four whole numbers x0,y0,x1,y1, got '1,2,3'"),
+        (["score", "digits.png"], "arrays are in a .safetensors or .npz file, got digits.png"),
+    ],
+)
+def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1

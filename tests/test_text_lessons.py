@@ -106,7 +106,7 @@ def test_t5_is_asked_once_and_the_bank_after_that(run, tmp_path, capsys):
 
 
 def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys):
-    torch.save({"A Waterfall": torch.ones(1, 77, 32)}, tmp_path / "course.pth")
+    torch.save({"A Waterfall": torch.ones(1, 77, 4096)}, tmp_path / "course.pth")
     assert sample.main(["embed", "a fox", "a skull", "--model", ONE, "--out", "bank.safetensors"]) == 0
     assert "3 prompts added, 3 in the bank" in capsys.readouterr().out
     assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
@@ -243,10 +243,14 @@ def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, capsys)
         (["text", "a", "--model", "no-such-folder"], "there is no folder no-such-folder, and a name on the hub has the form owner/name"),
         (["text", "a", "--model", ONE, "--steps", "smart28"], "--steps"),
         (["text", "a", "--model", ONE, "--sampler", "ddpm", "--steps", "smart28"], "steps must be a number, numbers like 10,10,3,2,2 or one of fast27"),
-        (["text", "a", "--model", ONE, "--steps", "2000"], "steps must be between 1 and 995, got 2000"),
+        (["text", "a", "--model", ONE, "--steps", "2000"], "DPM-Solver++ takes 1 to 900 steps, got --steps '2000'"),
+        (["text", "a", "--model", ONE, "--upscale", "nowhere"], "--upscale: there is no folder nowhere"),
+        (["text", "a", "--model", ONE, "--upscale", TWO, "--upscale-steps", "smart27"], "--upscale: DPM-Solver++ takes 1 to 900 steps, got --upscale-steps 'smart27'"),
+        (["edit", "no.png", "--model", ONE], "there is no picture no.png"),
+        (["text", "a", "--model", ONE, "--bank", "bank.txt"], "--bank wants a name that ends in .safetensors, got bank.txt"),
         (["text", "a", "--model", ONE, "--dtype", "float8"], "--dtype wants one of float32, bfloat16, float16, got 'float8'"),
-        (["text", "a", "--model", TWO, "--encoder", ONE], "is a stage II"),
-        (["text", "a", "--model", ONE, "--upscale", ONE], "is a stage I"),
+        (["text", "a", "--model", TWO, "--encoder", ONE], "tiny-if-II is a stage II, which enlarges, wanted is a stage I"),
+        (["text", "a", "--model", ONE, "--upscale", ONE], "tiny-if-I is a stage I, wanted is a stage II"),
         (["upscale", "--model", ONE], "is a stage I"),
         (["upscale", "--model", TWO], "no embedding for ''"),
         (["upscale", "no.png", "--model", TWO, "--encoder", ONE], "there is no picture no.png"),
