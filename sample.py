@@ -49,7 +49,7 @@ from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
 from minidiff.workbench import (
     Result, Walk, asked, asked_for, best, block_by_block, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
-    noised, of_digits, originals, resized, sheet, step_of, strips, test_digits, timesteps, upscaled,
+    noised, of_digits, originals, large_size, resized, step_of, strips, test_digits, tiles, timesteps, upscaled,
 )  # fmt: skip
 
 SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
@@ -72,7 +72,7 @@ def digits(args: argparse.Namespace) -> Result:
     guided = f", guidance {args.scale[0]:g}" if any(words) or model.guide else ""
     columns = len(args.digit) if args.digit and len(args.digit) > 1 else 10
     says = f"{args.n} digits, {args.sampler}, {len(timesteps(args, model)) - 1} steps{guided}"
-    return Result(x, labels_of([words], args.n), sheet(args, x, columns), says, [sheet(args, frame, columns) for frame in frames])
+    return Result(x, labels_of([words], args.n), tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
 
 def text(args: argparse.Namespace) -> Result:
@@ -80,7 +80,8 @@ def text(args: argparse.Namespace) -> Result:
     x = upscaled(args, from_noise(args, load(args, words), [words], only, frames), [words])
     columns = len(args.words) if len(args.words) > 1 else min(args.n, 5)
     says = f"{args.n} pictures of {', '.join(map(repr, args.words))}, {args.sampler}, guidance {args.scale[0]:g}"
-    return Result(x, labels_of([words], args.n), sheet(args, x, columns), says, [sheet(args, frame, columns) for frame in frames])
+    labels = labels_of([words], args.n) if of_digits(args) else None
+    return Result(x, labels, tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
 
 def guidance(args: argparse.Namespace) -> Result:
@@ -117,7 +118,7 @@ def denoise(args: argparse.Namespace) -> Result:
     unit = [images.to_unit(x, *model.pixels).cpu() for x in columns]
     names = ["original", *(f"t = {level}" for level, _ in shown), "one step", "blur"]
     picture = strips(args, torch.stack(unit, 1), names)
-    frames = [sheet(args, images.to_unit(x, *model.pixels)) for _, x in states]
+    frames = [tiles(images.to_unit(x, *model.pixels)) for _, x in states] if args.gif else []
     scores = f"PSNR: walk {psnr(unit[-3], unit[0]):.2f} dB, one step {psnr(unit[-2], unit[0]):.2f}, blur {psnr(unit[-1], unit[0]):.2f}"
     return Result(unit[-3], labels, picture, f"{len(x_0)} test digits from level {t} of {T}. {scores}", frames)
 
@@ -141,7 +142,7 @@ def edit(args: argparse.Namespace) -> Result:
                 return editing.sdedit(asked(args, model, words, part), x_0[part].to(args.device), levels, **how)
 
             columns.append(drawn(args, model, walk, len(levels) - 1 - i))
-        return images.to_unit(x_0, *model.pixels), torch.stack(columns, 1), words, [levels[i] for i in starts], says
+        return images.to_unit(x_0.cpu(), *model.pixels), torch.stack(columns, 1), words, [levels[i] for i in starts], says
 
     original, x, words, levels, says = walks(load(args, asked_for(args)))
     words = [word for word in words for _ in levels]
@@ -165,13 +166,13 @@ def inpaint(args: argparse.Namespace) -> Result:
             return editing.inpaint(asked(args, model, words, part), x_0[part].to(args.device), m, levels, rounds=args.rounds, **how)
 
         x = drawn(args, model, walk, len(editing.resampled(levels, 1, args.rounds)) - 1)
-        return images.to_unit(x_0, *model.pixels), x, mask, words, says
+        return images.to_unit(x_0.cpu(), *model.pixels), x, mask, words, says
 
     args.picture = args.picture or (None if of_digits(args) else str(PICTURES / "tower.png"))
     args.rounds = args.rounds or (4 if of_digits(args) else 1)
     original, x, mask, words, says = walks(load(args, asked_for(args)))
     if args.upscale:  # and there, too, what is not repainted is the picture, now in the large size
-        size = hub.read_json(args.upscale, "unet/config.json")["sample_size"]
+        size = large_size(args)
         x_0, mask = pictures.read(args.picture, (size, size)).expand(args.n, -1, -1, -1), F.interpolate(mask, size=(size, size))
         x, original = upscaled(args, x, [words], keep=(1 - mask, x_0)), images.to_unit(x_0)
     picture = strips(args, torch.stack([original, original.lerp(torch.tensor(0.5), mask), x], 1), ["original", "mask", "result"])
@@ -201,7 +202,7 @@ def anagram(args: argparse.Namespace) -> Result:
     def seen_of(x: Tensor) -> Tensor:
         return images.to_unit(torch.stack([view.apply(2 * x - 1) for view in A], 1))  # views are of pixels in [-1, 1]: a negative changes their sign
 
-    x, says = best(args, lambda: walks(load(args, args.words, terms=len(terms))), seen_of, terms, len(terms))
+    x, says = best(args, lambda: walks(load(args, args.words, rows=2 * len(terms))), seen_of, terms, len(terms))
     seen = seen_of(upscaled(args, x, terms, combine, A))
     names = [args.words[0], *(f"{word} {name}" if len(word) == 1 else f"{name}: {word}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
@@ -218,20 +219,21 @@ def hybrid(args: argparse.Namespace) -> Result:
         args.sigma = model.shape[-1] / 32 if args.sigma is None else args.sigma  # the course's 2 at 64 pixels
         return from_noise(args, model, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(args.sigma)))
 
-    def seen_of(x: Tensor) -> Tensor:
-        far = illusions.gaussian(args.sigma)(x)  # from afar the fine part is lost
+    def seen_of(x: Tensor, sigma: float | None = None) -> Tensor:
+        far = illusions.gaussian(sigma or args.sigma)(x)  # from afar the fine part is lost
         if of_digits(args):  # and the eye gets used to less contrast: of the brightest pixel, 0.3 is black and 0.7 white
             far = ((far / far.amax((1, 2, 3), keepdim=True).clamp(min=0.05) - 0.3) / 0.4).clamp(0, 1)
         return torch.stack([x, far], 1)
 
-    x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], terms=2)), seen_of, terms, 1)
-    sigma = args.sigma * (4 if args.upscale else 1)
-    x = upscaled(args, x, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(sigma)))
-    args.sigma = sigma
-    seen, small = seen_of(x), F.interpolate(x, scale_factor=0.25, mode="area")
+    x, says = best(args, lambda: walks(load(args, terms[0] + terms[1], rows=3)), seen_of, terms, 1)
+    sigma = args.sigma
+    if args.upscale:  # a blur as much wider as the picture
+        sigma = args.sigma * large_size(args) / x.shape[-1]
+        x = upscaled(args, x, terms, lambda denoisers: illusions.hybrid(*denoisers[::-1], illusions.gaussian(sigma)))
+    seen, small = seen_of(x, sigma), F.interpolate(x, scale_factor=0.25, mode="area")
     room = x.shape[-1] - small.shape[-1]
     picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"near: {args.near}", f"far: {args.far}"])
-    says = f"{args.n} images{says}, each {args.near} near by and {args.far} from afar, sigma {sigma:g}"
+    says = f"{args.n} images{says}, each {args.near} near by and {args.far} from afar, sigma {args.sigma:g}"
     return Result(x, labels_of(terms, args.n), picture, says, more={"views": seen, "small": small})
 
 
@@ -241,10 +243,11 @@ def upscale(args: argparse.Namespace) -> Result:
     lows = []
 
     def low(model: Model) -> Tensor:
-        if Path(args.picture).suffix == ".safetensors":
-            stored = files.load_tensors(args.picture)[0].get("images")
-            if stored is None or stored.ndim != 4 or stored.shape[1] != 3:
-                raise ValueError(f"{args.picture} holds no images (N, 3, H, W): give a picture, or the arrays of a text model")
+        if Path(args.picture).suffix in flags.ARRAYS:
+            stored = files.load_arrays(args.picture).get("images")
+            if stored is None or stored.ndim != 4 or stored.shape[1] != 3 or len(stored) == 0 or not 0 <= float(stored.min()) <= float(stored.max()) <= 1:
+                raise ValueError(f"{args.picture} holds no images (N, 3, H, W) in [0, 1]: give a picture, or the arrays of a text model")
+            stored = stored.float()
             args.n = len(stored)
         else:
             small = [side // 4 for side in model.shape[1:]]
@@ -275,11 +278,11 @@ def score(args: argparse.Namespace) -> Result:
     """What our classifier says of drawn digits or illusions, beside what it says of real digits (reader.py)."""
     arrays = files.load_arrays(args.arrays)
     x, labels = arrays.get("images"), arrays.get("labels")
-    seen = x[:, None] if x is not None and labels is not None and labels.ndim == 1 else arrays.get("views")
-    if seen is None or labels is None or seen.shape != (*labels.shape[:1], *seen.shape[1:2], 1, 28, 28) or labels.numel() != seen.shape[0] * seen.shape[1]:
+    seen = x[:, None] if x is not None and x.ndim == 4 and labels is not None and labels.ndim == 1 else arrays.get("views")
+    if seen is None or labels is None or seen.ndim != 5 or seen.shape != (*labels.shape[:1], *seen.shape[1:2], 1, 28, 28) or labels.numel() != seen.shape[0] * seen.shape[1]:
         found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in [*arrays.items()][:5]) or "nothing"
         raise ValueError(f"{args.arrays} wants images (N, 1, 28, 28) with labels (N,), or views (N, V, 1, 28, 28) with labels (N, V), it has {found}: give digits")
-    if len(seen) == 0 or not bool(torch.isin(labels.double(), torch.arange(-1, 10).double()).all()):
+    if len(seen) == 0 or not bool(torch.isin(labels.double(), torch.arange(-1 if labels.ndim == 1 else 0, 10).double()).all()):
         raise ValueError(f"{args.arrays} wants at least one image, and labels 0 to 9 or -1 for none, got {len(seen)} images, labels {labels.flatten()[:3].tolist()}...: give digits")
     N, V, labels = len(seen), seen.shape[1], labels.long().view(len(seen), -1)
     reader = load_reader()
@@ -297,7 +300,7 @@ def score(args: argparse.Namespace) -> Result:
         S = log_probs.gather(2, labels[:, None, :].expand(N, V, V))
         lines += [f"alignment {float(alignment(S).mean()):.3f} (log-probability in the worst view), concealment {float(concealment(S).mean()):.3f} (by chance {1 / V:.2f}, at most 1)"]
     elif N > 1:
-        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {real.floor:.3f} (fewer images read higher)"]
+        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {real.floor:.3f} (by our classifier's {features.shape[-1]} features; fewer images read higher)"]
     return Result(None, None, None, "\n".join([*lines, "99 % of real test digits are plausible"]))
 
 

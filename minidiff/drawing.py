@@ -145,7 +145,7 @@ def load_prompted(
     def levels(steps: str | None, solver: bool) -> list[int]:
         if not solver:
             return deepfloyd.respaced(steps or stage.steps)
-        if steps is not None and not steps.isdigit():
+        if steps is not None and not steps.isdecimal():
             raise ValueError(f"DPM-Solver++ takes a number of --steps, got {steps!r}: a named respacing is for --sampler ddpm or ddim")
         return deepfloyd.solver_levels(stage.alpha_bar, int(steps or 20), stage.lowest_log_snr)
 

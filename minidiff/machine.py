@@ -18,13 +18,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a program may take on the device; of main memory, what Linux calls available, elsewhere all that is free."""
-    if device.type != "cpu" and hasattr(torch.accelerator, "get_memory_info"):  # of PyTorch 2.9
+    """Bytes that a program may take on the device; of main memory, what Linux calls available, elsewhere all that there is."""
+    if device.type not in ("cpu", "mps") and hasattr(torch.accelerator, "get_memory_info"):  # of PyTorch 2.9; Apple's chips have main memory alone
+        torch.accelerator.empty_cache()  # what an earlier network left behind is free too
         return torch.accelerator.get_memory_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:

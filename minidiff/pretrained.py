@@ -9,7 +9,7 @@ diffusion model with a bad version of itself", arXiv 2406.02507. Next: illusions
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,11 +66,6 @@ class Digits:
         if c is None:
             return uncond if self.guide is None else cfg(uncond, self.guide.denoiser(), scale)
         return cfg(labelled(self.unet, c, self.alpha_bar, self.classes, self.target), uncond, scale)
-
-    def guided(self, net: Callable[[Tensor | None], Denoiser], c: Tensor, scale: float) -> Denoiser:
-        """A term of a formula for `one_forward`: labels (B,), or (1,) for all images, −1 for none. (A network without classes is asked without.)"""
-        c = c.to(self.device)
-        return cfg(net(c), net(torch.full_like(c, -1)), scale) if self.classes else net(None)
 
     def draw(self, generators: list[torch.Generator], timesteps: list[int], step: Step, c: Tensor | None = None, scale: float = 1) -> Iterator[tuple[int, Tensor]]:
         """Walk one image for each generator from noise to level 0; yields (t, x_t), pixels in `self.pixels`."""

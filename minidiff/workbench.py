@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minidiff import deepfloyd, editing, flags, hub, illusions, images, mnist, pictures, sampling
 from minidiff.denoiser import Denoiser
 from minidiff.drawing import Combine, Model, digits_model, load_prompted, only
-from minidiff.machine import gathered, shared
+from minidiff.machine import free_memory, gathered, shared
 from minidiff.pretrained import Digits, load_digits
 from minidiff.reader import load_reader, readings, real_digits, to_nearest
 from minidiff.schedule import evenly_spaced, strided
@@ -59,8 +59,11 @@ def load_u_net(args: argparse.Namespace, *tasks: str) -> Digits:
     return model
 
 
-def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int = 1) -> Model:
-    """The model with the conditions for these words; and what it answers when it is not asked for: scale, sampler, steps, batch."""
+def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, rows: int = 2) -> Model:
+    """The model with the conditions for these words; and what it answers when it is not asked for: scale, sampler, steps, batch.
+
+    tasks: the kinds of networks of digits that will do; rows: how many images a guided step asks the network about, for one that is drawn
+    """
     digits, asked = of_digits(args), vars(args)
     for flag in ("prompt", "dtype", "encoder", "upscale") if digits else ("digit", "threshold"):
         if asked.get(flag):
@@ -70,8 +73,8 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
     args.sampler = args.sampler or ("ddpm" if args.lesson == "inpaint" or (args.lesson == "edit" and not digits) else "dpm")
     args.batch = asked.get("batch") or (100 if digits else 4)
     if not digits:
-        check_stages(args)
-        return load_text_model(args, args.model, words, 2 * terms)
+        check_stages(args, rows)
+        return load_text_model(args, args.model, words, rows)
     model = digits_model(load_u_net(args, *(tasks or ("class", "time"))))
     if len(model.conditions) > 1:
         for word in words:
@@ -86,31 +89,44 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, terms: int
     return model
 
 
-def check_stages(args: argparse.Namespace) -> None:
+def check_stages(args: argparse.Namespace, rows: int) -> None:
     """What can be known to be wrong before hours of work: raises ValueError for a stage of the other kind, steps that it does not take, no picture."""
     for flag, name, steps, second in (("--steps", args.model, args.steps, False), ("--upscale-steps", args.upscale, vars(args).get("upscale_steps"), True)):
         if name is None:
             continue
         try:
-            if (hub.read_json(name, "unet/config.json").get("in_channels") == 6) != second:
+            config = hub.read_json(name, "unet/config.json")
+            if (config.get("in_channels") == 6) != second:
                 kind, wanted = ("a stage I", f"a stage II, like {flags.STAGE_II}") if second else ("a stage II, which enlarges", f"a stage I, like {flags.STAGE_I}")
                 raise ValueError(f"{name} is {kind}, wanted is {wanted}")
-            if steps is not None and args.sampler == "dpm" and not (steps.isdigit() and 1 <= int(steps) <= 900):
+            if steps is not None and args.sampler == "dpm" and not (steps.isdecimal() and 1 <= int(steps) <= 900):
                 raise ValueError(f"DPM-Solver++ takes 1 to 900 steps, got {flag} {steps!r}: a named respacing is for --sampler ddpm or ddim")
             if steps is not None and args.sampler != "dpm":
                 deepfloyd.respaced(steps)
+            if second:
+                deepfloyd.memory_plan(config, dtype_of(args), 1 if args.sequential else rows).check(free_memory(args.device))
         except ValueError as error:
             raise ValueError(f"--upscale: {error}" if second else str(error)) from None
     if vars(args).get("picture"):
         pictures.read(args.picture, (8, 8))
 
 
-def load_text_model(args: argparse.Namespace, name: str, words: Sequence[str], rows_each: int) -> Model:
-    default = "float32" if args.device.type in ("cpu", "mps") else "float16"
-    args.dtype = args.dtype or default
+def dtype_of(args: argparse.Namespace) -> torch.dtype:
+    args.dtype = args.dtype or ("float32" if args.device.type in ("cpu", "mps") else "float16")
+    return getattr(torch, args.dtype)
+
+
+def large_size(args: argparse.Namespace) -> int:
+    """Of the pictures that stage II makes, in pixels."""
+    return hub.read_json(args.upscale, "unet/config.json").get("sample_size") or 256
+
+
+def load_text_model(args: argparse.Namespace, name: str, words: Sequence[str], rows: int) -> Model:
+    """Stage I or II with its prompts; `rows` as in `load`."""
+    at_once = 1 if args.sequential else -(-rows // 2) if args.scale == [1] else rows
     model = load_prompted(
-        name, words, args.bank, encoder=args.encoder, rows=args.batch * (1 if args.sequential else rows_each), noise_level=args.noise_level + 1,
-        dtype=getattr(torch, args.dtype), device=args.device, say=print if args.rank == 0 else lambda line: None, progress=block_by_block,
+        name, words, args.bank, encoder=args.encoder, rows=min(args.n, args.batch) * at_once, noise_level=args.noise_level + 1,
+        dtype=dtype_of(args), device=args.device, say=print if args.rank == 0 else lambda line: None, progress=block_by_block,
     )  # fmt: skip
     args.scale = args.scale or [model.scale]
     return model
@@ -146,9 +162,10 @@ def labels_of(terms: Terms, n: int) -> Tensor | None:
 def timesteps(args: argparse.Namespace, model: Model, start: int | None = None) -> list[int]:
     """The levels of the walk, from T or a lower start, as --steps asks."""
     if model.levels is not None:
-        if args.lesson == "edit" and args.steps is None and args.sampler != "dpm":
+        first = model.enlarged is None  # stage II walks as it always does
+        if first and args.lesson == "edit" and args.steps is None and args.sampler != "dpm":
             return strided(991, 30)  # the course's own list
-        return model.levels(args.steps or ("50" if args.lesson == "inpaint" else None), args.sampler == "dpm")
+        return model.levels(args.steps or ("50" if first and args.lesson == "inpaint" else None), args.sampler == "dpm")
     start = start or len(model.alpha_bar) - 1
     try:
         steps = int(args.steps or min(flags.SAMPLERS[args.sampler] or start, start))
@@ -199,6 +216,7 @@ def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable
     views is from real digits, where 1 is as far as real digits are at most (`plausible`, reader.py).
     """
     of_many = args.best_of or (BEST_OF[args.lesson] if of_digits(args) else 1)
+    args.best_of = of_many
     if of_many == 1:
         return draw(), ""
     if not of_digits(args):
@@ -231,8 +249,8 @@ def enlarged(args: argparse.Namespace, low_of: Callable[[Model], Tensor], terms:
 
     keep: where the mask is 1, the images stay: a mask and (N, 3, H, W) in [-1, 1]
     """
-    args = argparse.Namespace(**vars(args))  # of a lesson that goes on after this: its own steps, scale and batch
-    if args.lesson != "upscale":
+    if args.lesson != "upscale":  # of a lesson that goes on after this, stage II has its own steps, scale and batch
+        args = argparse.Namespace(**vars(args))
         args.steps, args.scale, args.batch = args.upscale_steps, None, None
         args.encoder = args.encoder or args.model
     args.sampler, args.batch = args.sampler or "dpm", args.batch or 1
@@ -287,8 +305,8 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x.cpu(), size=like.shape[-2:])
 
 
-def sheet(args: argparse.Namespace, x: Tensor, columns: int = 10) -> Image.Image | None:
-    return images.grid(x, columns, 2 if x.shape[-1] < 128 else 1) if is_picture(args) else None
+def tiles(x: Tensor, columns: int = 10) -> Image.Image:
+    return images.grid(x, columns, 2 if x.shape[-1] < 128 else 1)
 
 
 def strips(args: argparse.Namespace, x: Tensor, names: list[str]) -> Image.Image | None:
