@@ -349,3 +349,50 @@ def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, sa
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+class Halves:
+    """A reader that sees a 4 in a bright upper half, a 7 in a bright lower one, and nothing that makes one digit more real than another."""
+
+    def log_probs(self, x):
+        p = torch.full((len(x), 10), 1e-9)
+        p[:, 4], p[:, 7] = 0.01 + x[:, 0, :14].mean((1, 2)), 0.01 + x[:, 0, 14:].mean((1, 2))
+        return p.log()
+
+    def features(self, x):
+        return torch.ones(len(x), 1)
+
+
+def test_each_view_is_read_as_its_own_digit(run, monkeypatch):
+    """Upside down the lower half is the upper one: both digits want the same half bright."""
+    monkeypatch.setattr(workbench, "load_reader", Halves)
+    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0, 0.0))
+    command = ("anagram", 4, 7, "--steps", 2, "--scale", 1)
+    many = run(*command, "-n", 12)["images"]
+    kept = many[many[:, 0, :14].mean((1, 2)).argsort(descending=True)[:4]]
+    assert_close(run(*command, "-n", 4, "--best-of", 3)["images"], kept, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "settled"),
+    [
+        (["anagram", "4", "7"], {"sampler": "dpm", "steps": "10", "scale": [3], "best_of": 6, "view": ["rot180"]}),
+        (["hybrid", "3", "8"], {"sampler": "dpm", "steps": "10", "scale": [4], "best_of": 12, "sigma": 1.5}),
+        (["inpaint"], {"sampler": "ddpm", "steps": "50", "scale": [2], "rounds": 4}),
+        (["edit"], {"sampler": "dpm", "steps": "33", "scale": [2]}),
+        (["digits"], {"sampler": "dpm", "steps": None, "scale": [2]}),
+    ],
+    ids=lambda case: case[0] if isinstance(case, list) else "",
+)
+def test_what_is_not_asked_for_is_settled_by_lesson_and_written_down(network, tmp_path, monkeypatch, lesson, settled):
+    monkeypatch.setattr(workbench, "load_reader", Brightness)
+    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0, 0.0))
+    assert sample.main([*lesson, "-n", "1", "--model", network("class"), "--out", str(tmp_path / "x.safetensors")]) == 0
+    _, settings = load_tensors(tmp_path / "x.safetensors")
+    assert {name: settings[name] for name in settled} == settled
+
+
+def test_an_animation_can_stand_beside_arrays(run, tmp_path):
+    run("digits", "-n", 4, "--steps", 3, "--gif")
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert picture.n_frames == 3

@@ -20,6 +20,7 @@ from minidiff.editing import inpaint
 from minidiff.files import load_tensors
 from minidiff.guidance import cfg
 from minidiff.illusions import anagram, gaussian, hybrid, view
+from minidiff.models.if_unet import IFUNet
 from minidiff.sampling import dpm_solver, last, noise_per_image, seeded
 from minidiff.schedule import strided
 
@@ -232,9 +233,9 @@ def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, capsys)
     plans = []
     monkeypatch.setattr(deepfloyd, "memory_plan", lambda config, dtype, rows, **more: plans.append((rows, more["text_config"] is not None)) or deepfloyd.MemoryPlan(10**18, 0, 0))
     monkeypatch.chdir(tmp_path)
-    for arguments in (["text", "a"], ["text", "a", "--batch", "2"], ["anagram", "a", "b", "--batch", "2"], ["anagram", "a", "b", "--batch", "2", "--sequential"]):
+    for arguments in (["text", "a"], ["text", "a", "-n", "1"], ["text", "a", "-n", "1", "--scale", "1"], ["text", "a", "--batch", "2"], ["anagram", "a", "b", "--batch", "2"], ["anagram", "a", "b", "--batch", "2", "--sequential"]):
         assert sample.main([*arguments, "--model", ONE]) == 2
-    assert plans == [(8, True), (4, True), (8, True), (2, True)]
+    assert plans == [(8, True), (2, True), (1, True), (4, True), (8, True), (2, True)]
 
 
 @pytest.mark.parametrize(
@@ -310,3 +311,65 @@ def test_the_first_network_is_gone_before_the_second_is_loaded(run, monkeypatch,
     finally:
         gc.enable()
     assert len(loaded) == 2
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(images in the call, dtype, noise level of the low resolution) of every call of a network; the text weights must be gone by then."""
+    honest, seen = IFUNet.forward, []
+
+    def forward(self, x, t, state, class_labels=None):
+        assert not hasattr(self, "add_embedding")
+        seen.append((len(x), x.dtype, class_labels))
+        return honest(self, x, t, state, class_labels)
+
+    monkeypatch.setattr(IFUNet, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("lesson", [["text", "a"], ["edit"], ["inpaint"], ["anagram", "a", "b"], ["hybrid", "a", "b"]], ids=lambda a: a[0])
+def test_sequential_asks_for_one_term_at_a_time_and_dtype_reaches_both_stages(run, calls, lesson):
+    command = (*lesson, "--model", ONE, "-n", 1, "--steps", 1, "--upscale", TWO, "--upscale-steps", 1, "--dtype", "bfloat16")
+    run(*command)
+    fused = {"anagram": 4, "hybrid": 3}.get(lesson[0], 2)
+    assert {rows for rows, _, _ in calls} == {fused}
+    assert {dtype for _, dtype, _ in calls} == {torch.bfloat16}
+    calls.clear()
+    run(*command, "--sequential")
+    assert {rows for rows, _, _ in calls} == {1}
+
+
+def test_stage_two_has_steps_of_its_own_and_is_told_the_noise_level(run, calls):
+    run("inpaint", "--model", ONE, "-n", 1, "--steps", 2, "--sampler", "dpm", "--upscale", TWO, "--noise-level", 100)
+    assert [level for _, _, level in calls] == [None] * 2 + [100] * 20
+
+
+def test_upscale_by_hand_at_another_noise_level(run, two):
+    tower, empty = told(two, "a tower", "")
+    made = run("upscale", TOWER, "--model", TWO, "--encoder", ONE, "--prompt", "a tower", "--noise-level", 100, "--steps", 3)
+    x, noise = sample.pictures.read(TOWER, (8, 8)), noises(138, 1)
+    x_T = noise(torch.empty(1, 3, 32, 32))
+    low = enlarged(x, (32, 32), two.low_alpha_bar, 101, noise)
+    denoise = cfg(superres(two.unet, tower, low, 101), superres(two.unet, empty, low, 101), 4.0)
+    with torch.no_grad():
+        x_0 = last(walk(denoise, x_T, deepfloyd.solver_levels(two.alpha_bar, 3), two.alpha_bar, step=dpm_solver(), clip=two.clip, noise=noise))
+    assert_close(made["images"], unit(x_0), **CLOSE)
+
+
+def test_an_animation_can_stand_beside_arrays(run, tmp_path):
+    run("text", "a", "--model", ONE, "-n", 3, "--batch", 2, "--steps", 4, "--gif")
+    with Image.open("x.gif") as picture:
+        assert picture.n_frames == 4
+
+
+def test_a_text_picture_with_a_bright_border_is_not_inverted(run, tmp_path):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    assert float(run("edit", "white.png", "--model", ONE, "-n", 1, "--steps", 3, "--sampler", "dpm")["original"].min()) == 1
+
+
+def test_what_was_settled_is_written_down(run):
+    for lesson, sampler in ((["text", "7"], "dpm"), (["edit"], "ddpm"), (["inpaint"], "ddpm"), (["hybrid", "a", "b"], "dpm")):
+        assert sample.main([*lesson, "--model", ONE, "-n", "1", "--steps", "2", "--out", "x.safetensors"]) == 0
+        arrays, settings = load_tensors("x.safetensors")
+        assert (settings["sampler"], settings["scale"], settings["dtype"]) == (sampler, [7.0], "float32")
+        assert "labels" not in arrays
