@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, eps_from_velocity
 
+IN_CACHE = 8  # digits at a time on a CPU: of 200 each took 1.8 times as long, as what lies between two layers leaves the cache
+
 
 def labelled(unet: nn.Module, c: Tensor | None, alpha_bar: Tensor, classes: int = 0, target: str = "eps") -> Denoiser:
     """The digits' U-Net as a denoiser.
@@ -34,7 +36,9 @@ def labelled(unet: nn.Module, c: Tensor | None, alpha_bar: Tensor, classes: int 
         one_hot = None
         if classes:
             one_hot = x_t.new_zeros(len(x_t), classes) if c is None else (F.one_hot(c.clamp(min=0), classes) * (c >= 0)[:, None]).to(x_t)
-        prediction = unet(x_t, time, one_hot)
+        at_once = IN_CACHE if x_t.device.type == "cpu" else len(x_t)
+        parts = zip(x_t.split(at_once), time.split(at_once), [None] * len(x_t) if one_hot is None else one_hot.split(at_once))
+        prediction = torch.cat([unet(*part) for part in parts])
         return (prediction if target == "eps" else eps_from_velocity(x_t, prediction, alpha_bar[t])), None
 
     return denoise

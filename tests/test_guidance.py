@@ -75,3 +75,18 @@ def test_a_network_of_velocities_becomes_a_denoiser_of_noise():
 def test_labels_that_the_network_does_not_know_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         labelled(Recorder(), alpha_bar=linear(300), **arguments)
+
+
+def test_many_digits_go_through_the_network_a_few_at_a_time_and_stay_in_order():
+    """On a CPU, where more would leave the cache; labels and levels go with their images, with and without labels."""
+    seen = []
+
+    def unet(x, t, one_hot):
+        seen.append(len(x))
+        return x + t[:, :, None, None] + (0 if one_hot is None else (one_hot @ torch.arange(10.0))[:, None, None, None])
+
+    alpha_bar, x, c = linear(300), torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 2, 2), torch.arange(20) % 11 - 1
+    eps, _ = labelled(unet, c, alpha_bar, 10)(x, 150)
+    assert_close(eps, x + 0.5 + c.clamp(min=0).view(20, 1, 1, 1))
+    assert_close(labelled(unet, None, alpha_bar)(x, 300)[0], x + 1)
+    assert seen == [8, 8, 4] * 2
