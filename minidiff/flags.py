@@ -32,7 +32,7 @@ FLAGS = {
     "words": {"nargs": "+", "help": "digits, or with a text model prompts: the first is seen upright"},
     "near": {"help": "the digit or prompt to be seen near by"},
     "far": {"help": "the digit or prompt to be seen from afar"},
-    "--best-of": {"type": int, "help": "draw so many times as many, and keep those that the classifier reads best, the best first; default for digits 6, of hybrid 12"},
+    "--best-of": {"type": int, "help": "draw so many times as many, and keep those that the classifier reads best, the best first (so image k depends on -n); default for digits 6, of hybrid 12"},
     "arrays": {"type": Path, "help": "a .safetensors or .npz of another lesson, or of yours: images (N, 1, 28, 28) in [0, 1], labels"},
     "prompts": {"nargs": "*", "help": "what to encode"},
     "--import": {"type": Path, "dest": "course", "help": "also take the course's .pth file of embeddings into the bank"},
