@@ -91,9 +91,10 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, rows: int 
 
 def check_stages(args: argparse.Namespace, rows: int) -> None:
     """What can be known to be wrong before hours of work: raises ValueError for a stage of the other kind, steps that it does not take, no picture."""
-    for flag, name, steps, second in (("--steps", args.model, args.steps, False), ("--upscale-steps", args.upscale, vars(args).get("upscale_steps"), True)):
-        if name is None:
-            continue
+    stages = [("--steps", args.model, args.steps, args.lesson == "upscale")]
+    if args.upscale and args.lesson != "upscale":
+        stages.append(("--upscale-steps", args.upscale, args.upscale_steps, True))
+    for flag, name, steps, second in stages:
         try:
             config = hub.read_json(name, "unet/config.json")
             if (config.get("in_channels") == 6) != second:
@@ -103,11 +104,11 @@ def check_stages(args: argparse.Namespace, rows: int) -> None:
                 raise ValueError(f"DPM-Solver++ takes 1 to 900 steps, got {flag} {steps!r}: a named respacing is for --sampler ddpm or ddim")
             if steps is not None and args.sampler != "dpm":
                 deepfloyd.respaced(steps)
-            if second:
+            if flag == "--upscale-steps":  # the other stage's plan is checked when it is loaded, which is next
                 deepfloyd.memory_plan(config, dtype_of(args), 1 if args.sequential else rows).check(free_memory(args.device))
         except ValueError as error:
-            raise ValueError(f"--upscale: {error}" if second else str(error)) from None
-    if vars(args).get("picture"):
+            raise ValueError(f"--upscale: {error}" if flag == "--upscale-steps" else str(error)) from None
+    if vars(args).get("picture") and Path(args.picture).suffix not in flags.ARRAYS:
         pictures.read(args.picture, (8, 8))
 
 
@@ -254,9 +255,9 @@ def enlarged(args: argparse.Namespace, low_of: Callable[[Model], Tensor], terms:
         args.steps, args.scale, args.batch = args.upscale_steps, None, None
         args.encoder = args.encoder or args.model
     args.sampler, args.batch = args.sampler or "dpm", args.batch or 1
+    if args.lesson == "upscale":
+        check_stages(args, 2)
     model = load_text_model(args, args.upscale, [word for words in terms for word in words], 2 * len(terms))
-    if model.enlarged is None:
-        raise ValueError(f"{args.upscale} is a stage I, enlarging wants stage II: choose a model like {flags.STAGE_II}")
     low_0 = 2 * low_of(model) - 1
     levels, args.n = timesteps(args, model), len(low_0)
 
