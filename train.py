@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from minidiff import images, mnist, pretrained, sampling, training
 from minidiff.files import check_writable, load_tensors, replaced, save_tensors
-from minidiff.machine import Parser, choose_device, start_processes
+from minidiff.machine import Parser, choose_device, keep_freed_memory, start_processes
 from minidiff.pretrained import Digits
 from minidiff.reader import Reader, read_as
 from minidiff.schedule import evenly_spaced
@@ -164,7 +164,11 @@ class Run:
         for model in (self.model, self.averaged):
             model.unet.to(device, memory_format=torch.channels_last)
         self.averaged.unet.load_state_dict(self.model.unet.state_dict())
-        self.optimiser = torch.optim.Adam(self.model.unet.parameters(), lr=settings["lr"], fused=device.type in ("cpu", "cuda"))
+        for layer in self.model.unet.modules():
+            if isinstance(layer, nn.ConvTranspose2d):  # BatchNorm follows, and subtracts any constant: the gradient is 0, and slow to add up
+                layer.bias.requires_grad_(False)
+        learned = [p for p in self.model.unet.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(learned, lr=settings["lr"], fused=device.type in ("cpu", "cuda"))
         self.generator = torch.Generator().manual_seed(settings["seed"])
         self.epoch = self.batch = self.steps = 0
         self.order: Tensor | None = None  # of the digits in the epoch that is under way
@@ -322,6 +326,7 @@ def main(argv: list[str]) -> int:
         settings |= {"preset": args.preset, "seed": args.seed, "limit": args.limit}
         settings |= {name: value for name in ("width", "epochs") if (value := getattr(args, name)) is not None}
         settings |= {"init": str(args.init)} if args.init else {}
+        keep_freed_memory()
         train(settings, args.out, args.resume, choose_device(args.device), args.save_every, args.float32)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)

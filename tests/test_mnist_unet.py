@@ -75,7 +75,12 @@ def test_shapes_on_the_way_are_those_of_the_course():
 def test_each_block_is_convolution_batchnorm_gelu_in_this_order_and_the_output_a_bare_convolution():
     leaves = [type(m).__name__ for m in UNet(8).modules() if not list(m.children())]
     down, up = ["Conv2d", "BatchNorm2d", "GELU"], ["ConvTranspose2d", "BatchNorm2d", "GELU"]
-    assert leaves == [*down * 2, *down * 3, *down * 3, "AvgPool2d", "GELU", *up, *up, *down * 2, *up, *down * 2, *down * 2, "Conv2d"]
+    assert leaves == [*down * 2, *down * 3, *down * 3, "AvgPool2d", "GELU", "FromOnePixel", *up[1:], *up, *down * 2, *up, *down * 2, *down * 2, "Conv2d"]
+
+
+def test_the_picture_painted_from_one_pixel_is_that_of_the_transposed_convolution():
+    layer, z = UNet(8).double().unflatten[0], torch.randn(3, 16, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert_close(layer(z), torch.nn.functional.conv_transpose2d(z, layer.weight, layer.bias, stride=7), rtol=0, atol=1e-14)
 
 
 def test_a_condition_passes_two_linear_layers_with_a_gelu_between():

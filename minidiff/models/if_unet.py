@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.models.gelu import gelu
+
 DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # name in config.json -> does the level attend?
 UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 BUILT = {  # field of config.json -> the values that this file builds, the first for a file without the field
@@ -117,13 +119,6 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t.float()[:, None] * f  # never in half precision: bfloat16 takes 999 for 1000
     return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU with erf. A channels_last picture is read as the plain (B, H, W, C) that it is in memory: twice as fast on a CPU."""
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return F.gelu(x)
 
 
 def lean(x: Tensor) -> bool:
