@@ -44,7 +44,7 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, predict_x0
 from minidiff.drawing import Model, only
 from minidiff.machine import start_processes
-from minidiff.reader import load_reader, plausible, read_as, real_digits
+from minidiff.reader import floor, load_reader, plausible, read_as, readings, real_digits
 from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
 from minidiff.workbench import (
@@ -286,8 +286,8 @@ def score(args: argparse.Namespace) -> Result:
         raise ValueError(f"{args.arrays} wants at least one image, and labels 0 to 9 or -1 for none, got {len(seen)} images, labels {labels.flatten()[:3].tolist()}...: give digits")
     N, V, labels = len(seen), seen.shape[1], labels.long().view(len(seen), -1)
     reader = load_reader()
-    log_probs, features = (read(seen.flatten(0, 1)).unflatten(0, (N, V)) for read in (reader.log_probs, reader.features))
-    real = real_digits(reader)
+    features = reader.features(seen.flatten(0, 1)).unflatten(0, (N, V))
+    log_probs, real = reader.log_probs(features), real_digits(reader)
     right, fits = read_as(log_probs.flatten(0, 1), labels.flatten()).view(N, V), plausible(features.flatten(0, 1), real).view(N, V)
 
     def share(which: Tensor) -> str:
@@ -297,10 +297,10 @@ def score(args: argparse.Namespace) -> Result:
     lines = [f"{N} images: {f'{share(right[asked].all(1))} read as asked, ' if bool(asked.any()) else ''}{share(fits.all(1))} plausible, {share((right & fits).all(1))} both"]
     if V > 1:
         lines += [f"view {i + 1}: {share(right[:, i])} read as asked, {share(fits[:, i])} plausible" for i in range(V)]
-        S = log_probs.gather(2, labels[:, None, :].expand(N, V, V))
+        S = readings(log_probs, labels)
         lines += [f"alignment {float(alignment(S).mean()):.3f} (log-probability in the worst view), concealment {float(concealment(S).mean()):.3f} (by chance {1 / V:.2f}, at most 1)"]
     elif N > 1:
-        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {real.floor:.3f} (by our classifier's {features.shape[-1]} features; fewer images read higher)"]
+        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {floor(reader, real):.3f} (by our classifier's {features.shape[-1]} features; fewer images read higher)"]
     return Result(None, None, None, "\n".join([*lines, "99 % of real test digits are plausible"]))
 
 

@@ -254,7 +254,8 @@ def write_results(run: Run, folder: Path) -> None:
 def accuracy(model: Digits) -> float:
     """The part of the 10,000 test digits that a classifier reads right."""
     x, labels = mnist.load(train=False)
-    return float(read_as(Reader(model.unet.eval()).log_probs(mnist.to_pixels(x, 0, 1)), labels).float().mean())
+    reader = Reader(model.unet.eval())
+    return float(read_as(reader.log_probs(reader.features(mnist.to_pixels(x, 0, 1))), labels).float().mean())
 
 
 @torch.no_grad()
@@ -263,8 +264,8 @@ def preview(model: Digits, settings: dict) -> Image.Image:
     model.unet.eval()
     if model.task == "classifier":
         x, labels = mnist.test_digits(2000, list(range(10)))
-        x = mnist.to_pixels(x, 0, 1)
-        sure = Reader(model.unet).log_probs(x).gather(1, labels[:, None])[:, 0]  # log p(label)
+        x, reader = mnist.to_pixels(x, 0, 1), Reader(model.unet)
+        sure = reader.log_probs(reader.features(x)).gather(1, labels[:, None])[:, 0]  # log p(label)
         return images.grid(x[sure.argsort()[:40]], 10)
     generators = sampling.seeded(settings["seed"], 0, 40)
     if model.task == "denoiser":

@@ -226,8 +226,9 @@ def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable
     x = draw()
     seen, args.n, reader = seen_of(x), n, load_reader()
     real = real_digits(reader)
-    distance = to_nearest(reader.features(seen[:, :lifelike].flatten(0, 1)), real.features).view(len(x), lifelike) / real.limit
-    score = alignment(readings(reader, seen, [int(word) for [word] in terms])) - distance.amax(1)
+    features = reader.features(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
+    distance = to_nearest(features[:, :lifelike].flatten(0, 1), real.features).view(len(x), lifelike) / real.limit
+    score = alignment(readings(reader.log_probs(features), torch.tensor([int(word) for [word] in terms]))) - distance.amax(1)
     return x[score.argsort(descending=True, stable=True)[:n]], f" of {of_many * n}"
 
 

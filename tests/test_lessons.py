@@ -225,24 +225,25 @@ def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments,
 
 @pytest.fixture(scope="module")
 def few_real_digits():
-    """1,000 in place of 12,000: seconds less."""
+    """1,000 in place of 10,000: seconds less."""
     x = load_reader().features(mnist.to_pixels(mnist.load(train=False)[0][:1000], 0, 1))
-    return RealDigits(x, float(to_nearest(x, x, 6).quantile(0.99)), 0.25)
+    return RealDigits(x, float(to_nearest(x, x, 6).quantile(0.99)))
 
 
 @pytest.fixture
 def _few(monkeypatch, few_real_digits):
     monkeypatch.setattr(sample, "real_digits", lambda reader: few_real_digits)
+    monkeypatch.setattr(sample, "floor", lambda reader, real: 0.25)
 
 
 class Brightness:
     """A reader that is as sure of every digit as the picture is bright."""
 
-    def log_probs(self, x):
-        return (0.5 + x.mean((1, 2, 3)) / 2)[:, None].log().expand(-1, 10)
-
     def features(self, x):
         return x.mean((1, 2, 3))[:, None]
+
+    def log_probs(self, features):
+        return (0.5 + features / 2).log().expand(*features.shape[:-1], 10)
 
 
 @pytest.mark.parametrize("lesson", [("anagram", 4, 7), ("hybrid", 3, 8)])
@@ -253,7 +254,7 @@ def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
     many = run(*command, "-n", 12)["images"]
     brightness = many.mean((1, 2, 3))
     limit = 1e-3
-    real = RealDigits(brightness.sort().values[-2].expand(5, 1), limit, 0.0)
+    real = RealDigits(brightness.sort().values[-2].expand(5, 1), limit)
     monkeypatch.setattr(workbench, "real_digits", lambda reader: real)
     made = run(*command, "-n", 3, "--best-of", 4)
     score = (0.5 + brightness / 2).log() - (brightness - real.features[0]).abs() / limit
@@ -354,19 +355,19 @@ def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, sa
 class Halves:
     """A reader that sees a 4 in a bright upper half, a 7 in a bright lower one, and nothing that makes one digit more real than another."""
 
-    def log_probs(self, x):
+    def features(self, x):
         p = torch.full((len(x), 10), 1e-9)
         p[:, 4], p[:, 7] = 0.01 + x[:, 0, :14].mean((1, 2)), 0.01 + x[:, 0, 14:].mean((1, 2))
-        return p.log()
+        return p
 
-    def features(self, x):
-        return torch.ones(len(x), 1)
+    def log_probs(self, features):
+        return features.log()
 
 
 def test_each_view_is_read_as_its_own_digit(run, monkeypatch):
     """Upside down the lower half is the upper one: both digits want the same half bright."""
     monkeypatch.setattr(workbench, "load_reader", Halves)
-    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0, 0.0))
+    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 10), float("inf")))
     command = ("anagram", 4, 7, "--steps", 2, "--scale", 1)
     many = run(*command, "-n", 12)["images"]
     kept = many[many[:, 0, :14].mean((1, 2)).argsort(descending=True)[:4]]
@@ -386,7 +387,7 @@ def test_each_view_is_read_as_its_own_digit(run, monkeypatch):
 )
 def test_what_is_not_asked_for_is_settled_by_lesson_and_written_down(network, tmp_path, monkeypatch, lesson, settled):
     monkeypatch.setattr(workbench, "load_reader", Brightness)
-    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0, 0.0))
+    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0))
     assert sample.main([*lesson, "-n", "1", "--model", network("class"), "--out", str(tmp_path / "x.safetensors")]) == 0
     _, settings = load_tensors(tmp_path / "x.safetensors")
     assert {name: settings[name] for name in settled} == settled

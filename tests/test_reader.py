@@ -9,7 +9,7 @@ from minidiff import mnist, reader
 from minidiff.files import load_tensors, save_tensors
 from minidiff.models.mnist_classifier import Classifier
 from minidiff.pretrained import WEIGHTS
-from minidiff.reader import Reader, load_reader, plausible, read_as, readings, real_digits, to_nearest
+from minidiff.reader import Reader, floor, load_reader, plausible, read_as, readings, real_digits, to_nearest
 from minidiff.scores import alignment, frechet
 
 
@@ -56,7 +56,7 @@ def test_the_classifier_is_its_blocks_in_their_order():
 def test_the_shipped_classifier_reads_the_test_digits(shipped, digits):
     """The first 600; weights/README.md has the number for all."""
     x, labels = digits
-    log_probs = shipped.log_probs(x)
+    log_probs = shipped.log_probs(shipped.features(x))
     assert float(read_as(log_probs, labels).float().mean()) >= 0.994
     assert_close(log_probs.exp().sum(1), torch.ones(600))
     _, record = load_tensors(WEIGHTS / "mnist-classifier.safetensors")
@@ -65,11 +65,13 @@ def test_the_shipped_classifier_reads_the_test_digits(shipped, digits):
 
 def test_pictures_are_read_in_parts_and_stay_in_their_order(shipped, digits):
     x, _ = digits
-    features, log_probs = shipped.features(x), shipped.log_probs(x)
+    features = shipped.features(x)
+    log_probs = shipped.log_probs(features)
     with torch.no_grad():
         assert_close(features[498:503], shipped.classifier.features(x[498:503]), rtol=1e-4, atol=1e-5)
         assert_close(log_probs[-2:], shipped.classifier(x[-2:]).log_softmax(1), rtol=1e-4, atol=1e-5)
     assert not features.requires_grad
+    assert_close(shipped.log_probs(features.view(300, 2, -1)), log_probs.view(300, 2, 10))
 
 
 def test_no_more_than_a_part_is_in_the_network_at_a_time(monkeypatch):
@@ -113,7 +115,7 @@ def test_real_digits_set_the_limit_each_against_the_others(monkeypatch):
     monkeypatch.setattr(mnist, "load", lambda train: (flat(greys + (30 if train else 0)).to(torch.uint8), None))
     real = real_digits(Reader(Mean()))
     assert real.limit == pytest.approx(5 / 255, rel=1e-4)
-    assert real.floor == pytest.approx((30 / 255) ** 2, rel=1e-4)  # 101 training digits, the same but 30 brighter
+    assert floor(Reader(Mean()), real) == pytest.approx((30 / 255) ** 2, rel=1e-4)  # 101 training digits, the same but 30 brighter
     assert real.features.shape == (101, 1)
     inside = plausible(torch.tensor([[50.5], [100.0], [100.9], [101.1], [-20.0]]) / 255, real)
     assert inside.tolist() == [True, True, True, False, False]  # the 5th nearest, 96, is at most 5 levels away, up to 101
@@ -124,7 +126,7 @@ def test_of_2000_training_digits_no_more_are_taken(monkeypatch):
     seen = []
     monkeypatch.setattr(mnist, "load", lambda train: (flat(torch.arange(2100 if train else 300) % 97).to(torch.uint8), None))
     monkeypatch.setattr(reader, "frechet", lambda a, b: seen.append((len(a), len(b))) or 0.0)
-    real_digits(Reader(Mean()))
+    floor(Reader(Mean()), real_digits(Reader(Mean())))
     assert seen == [(2000, 300)]
 
 
@@ -144,12 +146,13 @@ def test_real_digits_are_plausible_and_what_is_none_is_not(shipped, monkeypatch)
 
 def test_readings_are_of_views_as_rows_and_labels_as_columns(shipped, digits):
     x, labels = digits
-    four, seven = (x[labels == c][:3] for c in (4, 7))
-    S = readings(shipped, torch.stack([four, seven], 1), [4, 7])
+    four, seven = (shipped.log_probs(shipped.features(x[labels == c][:3])) for c in (4, 7))
+    S = readings(torch.stack([four, seven], 1), torch.tensor([4, 7]))
     assert S.shape == (3, 2, 2)
-    assert_close(S[:, 0, 1], shipped.log_probs(four)[:, 7], rtol=1e-3, atol=1e-4)
+    assert_close(S[:, 0, 1], four[:, 7], rtol=0, atol=0)
     assert float(alignment(S).min()) > -0.1
-    assert float(alignment(readings(shipped, torch.stack([seven, four], 1), [4, 7])).max()) < -1
+    assert float(alignment(readings(torch.stack([seven, four], 1), torch.tensor([4, 7]))).max()) < -1
+    assert_close(readings(torch.stack([four, seven], 1), torch.tensor([[4, 7], [7, 4], [1, 2]]))[1], S[1].flip(1), rtol=0, atol=0)
 
 
 def test_a_file_that_holds_no_classifier_is_refused(tmp_path):
