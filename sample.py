@@ -48,7 +48,7 @@ from minidiff.reader import floor, load_reader, plausible, read_as, readings, re
 from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
 from minidiff.workbench import (
-    Result, Walk, asked, asked_for, best, block_by_block, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
+    Result, Walk, asked_for, best, block_by_block, counted, denoiser_of, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
     noised, of_digits, originals, large_size, resized, step_of, strips, test_digits, tiles, timesteps, upscaled,
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def digits(args: argparse.Namespace) -> Result:
         x[x < args.threshold] = 0
     guided = f", guidance {args.scale[0]:g}" if any(words) or model.guide else ""
     columns = len(args.digit) if args.digit and len(args.digit) > 1 else 10
-    says = f"{args.n} digits, {args.sampler}, {len(timesteps(args, model)) - 1} steps{guided}"
+    says = f"{counted(args.n, 'digit')}, {args.sampler}, {len(timesteps(args, model)) - 1} steps{guided}"
     return Result(x, labels_of([words], args.n), tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
 
@@ -79,7 +79,7 @@ def text(args: argparse.Namespace) -> Result:
     words, frames = in_turn(args, args.words), []
     x = upscaled(args, from_noise(args, load(args, words), [words], only, frames), [words])
     columns = len(args.words) if len(args.words) > 1 else min(args.n, 5)
-    says = f"{args.n} pictures of {', '.join(map(repr, args.words))}, {args.sampler}, guidance {args.scale[0]:g}"
+    says = f"{counted(args.n, 'picture')} of {', '.join(map(repr, args.words))}, {args.sampler}, guidance {args.scale[0]:g}"
     labels = labels_of([words], args.n) if of_digits(args) else None
     return Result(x, labels, tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
@@ -120,7 +120,7 @@ def denoise(args: argparse.Namespace) -> Result:
     picture = strips(args, torch.stack(unit, 1), names)
     frames = [tiles(images.to_unit(x, *model.pixels)) for _, x in states] if args.gif else []
     scores = f"PSNR: walk {psnr(unit[-3], unit[0]):.2f} dB, one step {psnr(unit[-2], unit[0]):.2f}, blur {psnr(unit[-1], unit[0]):.2f}"
-    return Result(unit[-3], labels, picture, f"{len(x_0)} test digits from level {t} of {T}. {scores}", frames)
+    return Result(unit[-3], labels, picture, f"{counted(len(x_0), 'test digit')} from level {t} of {T}. {scores}", frames)
 
 
 def edit(args: argparse.Namespace) -> Result:
@@ -134,23 +134,24 @@ def edit(args: argparse.Namespace) -> Result:
         x_0, words, says = originals(args, model)
         levels = timesteps(args, model)
         course = cosine(1000)[[991 - 30 * i for i in STARTS]]
-        starts = (model.alpha_bar[levels[:-1]] - course[:, None]).abs().argmin(1).tolist()
+        nearest = (model.alpha_bar[levels[:-1]] - course[:, None]).abs().argmin(1).tolist()
+        starts = sorted(dict(zip(nearest[::-1], STARTS[::-1])).items())  # in a walk of few steps two starts may be one level: shown once, as the first
         columns = []
-        for i in starts:
+        for i, _ in starts:
 
             def walk(part: range, how: dict, levels: list[int] = levels[i:]) -> Walk:
-                return editing.sdedit(asked(args, model, words, part), x_0[part].to(args.device), levels, **how)
+                return editing.sdedit(denoiser_of(args, model, [words], part), x_0[part].to(args.device), levels, **how)
 
             columns.append(drawn(args, model, walk, len(levels) - 1 - i))
-        return images.to_unit(x_0.cpu(), *model.pixels), torch.stack(columns, 1), words, [levels[i] for i in starts], says
+        return images.to_unit(x_0.cpu(), *model.pixels), torch.stack(columns, 1), words, {start: levels[i] for i, start in starts}, says
 
     original, x, words, levels, says = walks(load(args, asked_for(args)))
     words = [word for word in words for _ in levels]
     x = upscaled(args, x.flatten(0, 1), [words]).unflatten(0, (-1, len(levels)))
-    more = {"original": original[:1], "levels": torch.tensor(levels).repeat(args.n)}
-    names = ["original", *(f"{i}: t = {level}" for i, level in zip(STARTS, levels))]
+    more = {"original": original[:1], "levels": torch.tensor([*levels.values()]).repeat(args.n)}
+    names = ["original", *(f"{start}: t = {level}" for start, level in levels.items())]
     picture = strips(args, torch.cat([resized(original, x)[:, None], x], 1), names)
-    return Result(x.flatten(0, 1), labels_of([words], len(words)), picture, f"{says}, drawn again from {len(levels)} levels", more=more)
+    return Result(x.flatten(0, 1), labels_of([words], len(words)), picture, f"{says}, drawn again from {counted(len(levels), 'level')}", more=more)
 
 
 def inpaint(args: argparse.Namespace) -> Result:
@@ -163,7 +164,7 @@ def inpaint(args: argparse.Namespace) -> Result:
         m, levels = mask.to(args.device), timesteps(args, model)
 
         def walk(part: range, how: dict) -> Walk:
-            return editing.inpaint(asked(args, model, words, part), x_0[part].to(args.device), m, levels, rounds=args.rounds, **how)
+            return editing.inpaint(denoiser_of(args, model, [words], part), x_0[part].to(args.device), m, levels, rounds=args.rounds, **how)
 
         x = drawn(args, model, walk, len(editing.resampled(levels, 1, args.rounds)) - 1)
         return images.to_unit(x_0.cpu(), *model.pixels), x, mask, words, says
@@ -176,7 +177,7 @@ def inpaint(args: argparse.Namespace) -> Result:
         x_0, mask = pictures.read(args.picture, (size, size)).expand(args.n, -1, -1, -1), F.interpolate(mask, size=(size, size))
         x, original = upscaled(args, x, [words], keep=(1 - mask, x_0)), images.to_unit(x_0)
     picture = strips(args, torch.stack([original, original.lerp(torch.tensor(0.5), mask), x], 1), ["original", "mask", "result"])
-    says = f"{says}, {float(mask.mean()):.0%} repainted, {args.rounds} rounds"
+    says = f"{says}, {float(mask.mean()):.0%} repainted, {counted(args.rounds, 'round')}"
     return Result(x, labels_of([words], args.n), picture, says, more={"original": original, "mask": mask})
 
 
@@ -207,7 +208,7 @@ def anagram(args: argparse.Namespace) -> Result:
     names = [args.words[0], *(f"{word} {name}" if len(word) == 1 else f"{name}: {word}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
     frames = [images.grid(images.under_way(seen[:, 0], view, s, max(1, 112 // seen.shape[-1])), 5, 1) for view, s in moments]
-    return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{args.n} images{says}, each {' and '.join(names)}", frames, {"views": seen})
+    return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{counted(args.n, 'image')}{says}, each {' and '.join(names)}", frames, {"views": seen})
 
 
 def hybrid(args: argparse.Namespace) -> Result:
@@ -233,7 +234,7 @@ def hybrid(args: argparse.Namespace) -> Result:
     seen, small = seen_of(x, sigma), F.interpolate(x, scale_factor=0.25, mode="area")
     room = x.shape[-1] - small.shape[-1]
     picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"near: {args.near}", f"far: {args.far}"])
-    says = f"{args.n} images{says}, each {args.near} near by and {args.far} from afar, sigma {args.sigma:g}"
+    says = f"{counted(args.n, 'image')}{says}, each {args.near} near by and {args.far} from afar, sigma {args.sigma:g}"
     return Result(x, labels_of(terms, args.n), picture, says, more={"views": seen, "small": small})
 
 
@@ -294,7 +295,7 @@ def score(args: argparse.Namespace) -> Result:
         return f"{float(which.float().mean()):.1%}"
 
     asked = (labels >= 0).all(1)
-    lines = [f"{N} images: {f'{share(right[asked].all(1))} read as asked, ' if bool(asked.any()) else ''}{share(fits.all(1))} plausible, {share((right & fits).all(1))} both"]
+    lines = [f"{counted(N, 'image')}: {f'{share(right[asked].all(1))} read as asked, ' if bool(asked.any()) else ''}{share(fits.all(1))} plausible, {share((right & fits).all(1))} both"]
     if V > 1:
         lines += [f"view {i + 1}: {share(right[:, i])} read as asked, {share(fits[:, i])} plausible" for i in range(V)]
         S = readings(log_probs, labels)
@@ -322,7 +323,7 @@ def onestep(args: argparse.Namespace) -> Result:
     (z,) = noised(args, x, [0.5])
     clean = torch.cat([model.unet(part).clamp(0, 1).cpu() for part in z.split(args.batch or 100)])
     picture = strips(args, torch.stack([x.cpu(), z.cpu().clamp(0, 1), clean], 1), ["x", "z", "D(z)"])
-    return Result(clean, labels, picture, f"the denoiser on {len(x)} test digits at sigma 0.5: PSNR {psnr(clean, x.cpu()):.2f} dB")
+    return Result(clean, labels, picture, f"the denoiser on {counted(len(x), 'test digit')} at sigma 0.5: PSNR {psnr(clean, x.cpu()):.2f} dB")
 
 
 def ood(args: argparse.Namespace) -> Result:

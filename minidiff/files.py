@@ -22,8 +22,9 @@ from torch import Tensor
 
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not."""
+    """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not. Makes the folder."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -42,13 +43,13 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises ValueError when `path` could not be written: asked before the work, not after it. Makes the folder."""
+    """Raises ValueError when `path` could not be written: asked before the work, not after it."""
     path = Path(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
             pass
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give --out a place that can be written") from None

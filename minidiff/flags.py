@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from pathlib import Path
 
 from minidiff.files import check_writable
@@ -37,15 +38,15 @@ FLAGS = {
     "prompts": {"nargs": "*", "help": "what to encode"},
     "--import": {"type": Path, "dest": "course", "help": "also take the course's .pth file of embeddings into the bank"},
     "--level": {"type": int, "help": "the noise level to start from"},
-    "--threshold": {"type": float, "nargs": "?", "const": 0.2, "default": 0.0, "help": "make pixels below this black (0.2)"},
+    "--threshold": {"type": float, "nargs": "?", "const": 0.2, "help": "make pixels below this black (0.2)"},
     "--batch": {"type": int, "help": "images at a time; default 100 digits, 4 pictures, 1 large one"},
     "--dtype": {"help": "of a text model's weights: float32, bfloat16 or float16; default float32, on CUDA float16"},
     "--sequential": {"action": "store_true", "help": "a forward pass for each term of a formula: less memory"},
-    "--bank": {"type": Path, "default": BANK, "help": f"the prompt bank: looked into before T5 is asked, and added to; default {BANK}"},
+    "--bank": {"type": Path, "help": f"the prompt bank: looked into before T5 is asked, and added to; default {BANK}"},
     "--encoder": {"help": "the model whose tokenizer/ and text_encoder/ encode the prompts, if not --model"},
     "--upscale": {"nargs": "?", "const": STAGE_II, "help": f"then enlarge four times, with stage II of that folder or name ({STAGE_II})"},
     "--upscale-steps": {"help": "steps of that; default dpm 20, ddpm smart50"},
-    "--noise-level": {"type": int, "default": 250, "help": "of the small picture in stage II, 0 ... 999: more invents more (250)"},
+    "--noise-level": {"type": int, "help": "of the small picture in stage II, 0 ... 999: more invents more (250)"},
     "--gif": {"action": "store_true", "help": "also the walk, or the view, as an animation beside --out"},
     "--seed": {"type": int, "default": 137, "help": "of the noise"},
     "--device": {"help": "cpu, cuda, mps; default: the best there is"},
@@ -80,8 +81,10 @@ def arguments(argv: list[str], description: str) -> argparse.Namespace:
     """The command line, checked as far as no model is needed. Raises ValueError."""
     parser = Parser(prog="sample.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     lessons = parser.add_subparsers(dest="lesson", metavar="LESSON")
+    about = dict(re.findall(r"^(\w+) {2,}(.+)$", description, re.MULTILINE))
     for lesson, (flags, defaults) in TAKES.items():
-        sub = lessons.add_parser(lesson)
+        settled = ", ".join(f"{name} {value}" for name, value in ((flag, defaults.get(flag.strip("-"))) for flag in flags) if value)
+        sub = lessons.add_parser(lesson, description=about[lesson], epilog=settled and f"By default: {settled}.")
         for flag in [*flags, *([] if lesson == "score" else ["--seed", "--device", "--out"])]:
             sub.add_argument(flag, **FLAGS[flag])
         sub.set_defaults(**{"gif": False, "upscale": None, "sequential": False} | defaults)

@@ -73,4 +73,4 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:
-        raise ValueError(message)
+        raise ValueError(f"{message}: {self.prog} --help lists what it takes")

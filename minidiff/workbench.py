@@ -65,9 +65,9 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, rows: int 
     tasks: the kinds of networks of digits that will do; rows: how many images a guided step asks the network about, for one that is drawn
     """
     digits, asked = of_digits(args), vars(args)
-    for flag in ("prompt", "dtype", "encoder", "upscale") if digits else ("digit", "threshold"):
-        if asked.get(flag):
-            raise ValueError(f"--{flag} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
+    for flag in ("prompt", "dtype", "bank", "encoder", "upscale", "upscale_steps", "noise_level") if digits else ("digit", "threshold"):
+        if asked.get(flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} is for {'text models' if digits else 'digits'}, {args.model} is for {'digits' if digits else 'prompts'}: leave it out, or choose another --model")
     if not digits and args.lesson in ("digits", "guidance", "denoise"):
         raise ValueError(f"{args.lesson} is a lesson on digits, got --model {args.model}: name mnist-class, mnist-time or a file of train.py's, or use text for prompts")
     args.sampler = args.sampler or ("ddpm" if args.lesson == "inpaint" or (args.lesson == "edit" and not digits) else "dpm")
@@ -125,6 +125,7 @@ def large_size(args: argparse.Namespace) -> int:
 def load_text_model(args: argparse.Namespace, name: str, words: Sequence[str], rows: int) -> Model:
     """Stage I or II with its prompts; `rows` as in `load`."""
     at_once = 1 if args.sequential else -(-rows // 2) if args.scale == [1] else rows
+    args.bank, args.noise_level = args.bank or flags.BANK, 250 if args.noise_level is None else args.noise_level
     model = load_prompted(
         name, words, args.bank, encoder=args.encoder, rows=min(args.n, args.batch) * at_once, noise_level=args.noise_level + 1,
         dtype=dtype_of(args), device=args.device, say=print if args.rank == 0 else lambda line: None, progress=block_by_block,
@@ -205,7 +206,7 @@ def from_noise(args: argparse.Namespace, model: Model, terms: Terms, combine: Co
 
     def walk(part: range, how: dict) -> Walk:
         x = how["noise"](torch.empty(len(part), *model.shape, device=args.device))
-        return sampling.sample(model.denoiser(cut(terms, part), combine, args.scale[0], args.sequential), x, levels, **how)
+        return sampling.sample(denoiser_of(args, model, terms, part, combine), x, levels, **how)
 
     return drawn(args, model, walk, len(levels) - 1, frames if args.gif else None)
 
@@ -232,13 +233,10 @@ def best(args: argparse.Namespace, draw: Callable[[], Tensor], seen_of: Callable
     return x[score.argsort(descending=True, stable=True)[:n]], f" of {of_many * n}"
 
 
-def asked(args: argparse.Namespace, model: Model, words: Sequence[str], part: range) -> Denoiser:
-    """The denoiser for these images' words."""
-    return model.denoiser(cut([words], part), only, args.scale[0], args.sequential)
-
-
-def cut(terms: Terms, part: range) -> Terms:
-    return [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
+def denoiser_of(args: argparse.Namespace, model: Model, terms: Terms, part: range, combine: Combine = only, lows: Sequence[Tensor] | None = None) -> Denoiser:
+    """The guided formula for the images in this part of range(n)."""
+    words = [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
+    return model.denoiser(words, combine, args.scale[0], args.sequential, lows)
 
 
 def upscaled(args: argparse.Namespace, x: Tensor, terms: Terms, combine: Combine = only, views: Views = (), keep: Kept | None = None) -> Tensor:
@@ -266,7 +264,7 @@ def enlarged(args: argparse.Namespace, low_of: Callable[[Model], Tensor], terms:
         x = how["noise"](torch.empty(len(part), *model.shape, device=args.device))
         low = model.enlarged(low_0[part].to(args.device), how["noise"])
         lows = [view.apply(low) for view in views] if views else [low] * len(terms)
-        denoiser, constrain = model.denoiser(cut(terms, part), combine, args.scale[0], args.sequential, lows), None
+        denoiser, constrain = denoiser_of(args, model, terms, part, combine, lows), None
         if keep is not None:
             mask, x_orig = (a.to(args.device) for a in keep)
             constrain = editing.hold(lambda x: mask * x, x_orig[part], model.alpha_bar, how["noise"])
@@ -283,7 +281,7 @@ def originals(args: argparse.Namespace, model: Model) -> tuple[Tensor, list[str]
     labelled = len(model.conditions) > 1
     if args.picture is None:
         x_0, labels = test_digits(args, model.pixels)
-        return x_0, [str(int(c)) if labelled else "" for c in labels], f"{args.n} test digits"
+        return x_0, [str(int(c)) if labelled else "" for c in labels], counted(args.n, "test digit")
     x = pictures.read(args.picture, model.shape[1:], model.shape[0], *model.pixels)
     says = Path(args.picture).name
     if of_digits(args) and pictures.inked(x, *model.pixels):  # and MNIST is white on black
@@ -305,6 +303,10 @@ def noised(args: argparse.Namespace, x: Tensor, sigmas: list[float]) -> list[Ten
 def resized(x: Tensor, like: Tensor) -> Tensor:
     """The images as large as others, each pixel repeated."""
     return F.interpolate(x.cpu(), size=like.shape[-2:])
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def tiles(x: Tensor, columns: int = 10) -> Image.Image:

@@ -97,13 +97,15 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, says):
     assert "\n" not in str(error.value)
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_a_place_that_cannot_be_written_is_refused_before_the_work_and_no_folder_is_made_before_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x.png", tmp_path):
         with pytest.raises(ValueError, match="cannot write"):
             files.check_writable(path)
-    files.check_writable(tmp_path / "new" / "x.png")
-    assert os.listdir(tmp_path / "new") == []
+    files.check_writable(tmp_path / "new" / "newer" / "x.npz")
+    assert os.listdir(tmp_path) == ["file"]
+    files.save_arrays({"a": torch.zeros(1)}, tmp_path / "new" / "newer" / "x.npz", {})
+    assert os.listdir(tmp_path / "new" / "newer") == ["x.npz"]
 
 
 SETTINGS = {"task": "class", "width": 4, "T": 30, "schedule": "linear_to_noise", "target": "velocity", "pixels": [-1, 1], "classes": 10, "scale": 2.0}

@@ -118,6 +118,11 @@ def test_edit_turns_the_picture_into_the_label_from_the_courses_levels(run, idea
     assert ideal == [3] * sum(round(33 * t / 300) for t in LEVELS)
 
 
+def test_edit_shows_a_level_once_that_two_starts_share(run, ideal, drawing):
+    """The walk has the levels 300, 200, 100: by what is left of ᾱ the first two starts are nearest to 300, the last to 100, the others to 200."""
+    assert run("edit", drawing, "-n", 2, "--digit", 3, "--steps", 3)["levels"].tolist() == [300, 200, 100] * 2
+
+
 def test_ink_on_paper_is_inverted_and_light_on_black_is_not(run, ideal, drawing, capsys):
     original = run("edit", drawing, "-n", 1, "--steps", 2)["original"]
     assert "(inverted" in capsys.readouterr().out
@@ -132,7 +137,7 @@ def test_ink_on_paper_is_inverted_and_light_on_black_is_not(run, ideal, drawing,
 def test_without_a_label_the_network_is_asked_once_without_one(run, ideal, drawing):
     made = run("edit", drawing, "-n", 2, "--steps", 2, "--scale", 5)
     assert set(made["labels"].tolist()) == {-1}
-    assert_close(made["images"], unit(MU[-1:].expand(12, 1, 28, 28)), rtol=0, atol=1e-5)
+    assert_close(made["images"], unit(MU[-1:].expand(4, 1, 28, 28)), rtol=0, atol=1e-5)
     assert set(ideal) == {2}
 
 
@@ -195,7 +200,7 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
         (["anagram", "4", "7", "--view", "upwards"], "there is no view 'upwards': choose one of identity, vflip"),
         (["anagram", "4", "7", "--weights", "1"], "1"),
         (["anagram", "4", "17"], "class.safetensors knows the digits 0 to 9, got '17'"),
-        (["hybrid", "3"], "the following arguments are required: far"),
+        (["hybrid", "3"], "the following arguments are required: far: sample.py hybrid --help lists what it takes"),
         (["hybrid", "3", "-1"], "class.safetensors knows the digits 0 to 9, got '-1'"),
         (["hybrid", "3", "8", "--sigma", "0"], "sigma must be a number of pixels above 0, got 0.0"),
         (["edit", "no-such.png"], "there is no picture no-such.png"),

@@ -294,6 +294,9 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["digits", "--out", "/proc/x/y.png"], "cannot write /proc/x/y.png"),
         (["digits", "--device", "toaster"], "got 'toaster'"),
         (["noise", "--gif"], "unrecognized arguments: --gif"),
+        (["digits", "--bank", "x.safetensors"], "unrecognized arguments: --bank"),
+        (["anagram", "4", "7", "--bank", "x.safetensors"], "--bank is for text models, mnist-class is for digits"),
+        (["edit", "--noise-level", "0"], "--noise-level is for text models"),
         (["denoise", "--level", "0"], "--level must be between 1 and T = 300, got 0"),
         (["digits", "--threshold", "2"], "--threshold wants 0 to 1, got 2"),
         (["digits", "--scale", "nan"], "--scale wants finite numbers, got [nan]"),
@@ -320,6 +323,17 @@ def test_guidance_of_a_network_with_nothing_to_be_guided_by_is_refused(capsys, t
     save_tensors(train.pretrained.build(settings).unet.state_dict(), tmp_path / "w.safetensors", settings)
     assert sample.main(["digits", "--model", str(tmp_path / "w.safetensors"), "--scale", "2", "--out", str(tmp_path / "x.png")]) == 2
     assert "--scale wants a network with labels or a guide" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lesson", sample.flags.TAKES)
+def test_every_lesson_says_what_it_does_and_what_it_takes_by_default(lesson, capsys):
+    with pytest.raises(SystemExit):
+        sample.main([lesson, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    (about,) = (line.removeprefix(lesson).strip() for line in sample.__doc__.splitlines() if line.startswith(f"{lesson} "))
+    assert about in said
+    if "model" in sample.flags.TAKES[lesson][1]:
+        assert f"--model {sample.flags.TAKES[lesson][1]['model']}" in said.split("By default:")[1]
 
 
 def test_a_network_of_another_kind_is_refused(runs, capsys, tmp_path):
