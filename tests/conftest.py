@@ -45,3 +45,16 @@ def x_T():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(script, arguments, says): the script exits with code 2, and says this in one line."""
+
+    def check(script, arguments, says):
+        assert script.main([*map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+    return check

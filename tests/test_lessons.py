@@ -215,16 +215,13 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
         (["inpaint", "--digit", "5", "-n", "893"], "the test set has 892 of the digits 5, asked for 893"),
     ],
 )
-def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments, says, capsys, tmp_path, monkeypatch):
+def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments, says, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (40, 30)).save("wide.png")
     before = set(tmp_path.rglob("*.*"))
-    assert sample.main([*arguments, "--model", network("class")]) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    refused(sample, [*arguments, "--model", network("class")], says)
     assert set(tmp_path.rglob("*.*")) == before
 
 
@@ -270,9 +267,8 @@ def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
     assert_close(made["views"][:, 0], made["images"])
 
 
-def test_best_of_is_for_digits(capsys):
-    assert sample.main(["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"]) == 2
-    assert "--best-of wants pictures that our classifier can read" in capsys.readouterr().err
+def test_best_of_is_for_digits(refused):
+    refused(sample, ["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"], "--best-of wants pictures that our classifier can read")
 
 
 def scored(arrays, capsys, path):
@@ -349,12 +345,9 @@ def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
         (["score", "digits.png"], "arrays are in a .safetensors or .npz file, got digits.png"),
     ],
 )
-def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert sample.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    refused(sample, arguments, says)
 
 
 class Halves:

@@ -4,6 +4,7 @@ They are no part of the development install: without them these tests are skippe
 """
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_ddpm_steps_under_any_list_of_levels(schedule, variance, change):
     for steps in (5, "10,3,7"):
         levels = respaced(steps, T)
         theirs.set_timesteps(timesteps=[t - 1 for t in levels[:-1]])
-        for i, (t, t_prev) in enumerate(zip(levels, levels[1:])):
+        for i, (t, t_prev) in enumerate(pairwise(levels)):
             torch.manual_seed(i)
             x, out = 2 * torch.randn(2, 3, 8, 8), torch.randn(2, 6, 8, 8)
             x = x if alpha_bar[t] > 0.01 or config.get("thresholding") else alpha_bar[t].sqrt() * x + (1 - alpha_bar[t]).sqrt() * out[:, :3]
@@ -130,8 +131,8 @@ def test_the_solver_on_the_cosine_schedule(steps, cap):
     def toy(x, t):
         return 0.7 * x + 0.1 * torch.sin(3 * x) + 1e-4 * t, None
 
-    x = want = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for (t, x), t_theirs in zip(sample(toy, x, levels, alpha_bar, step=dpm_solver(), clip=clip), theirs.timesteps):
+    x_T = want = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for (_, x), t_theirs in zip(sample(toy, x_T, levels, alpha_bar, step=dpm_solver(), clip=clip), theirs.timesteps):
         want = theirs.step(toy(want, int(t_theirs) + 1)[0], t_theirs, want).prev_sample
         assert_close(x, want, atol=1e-3, rtol=1e-3)
 

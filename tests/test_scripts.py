@@ -75,15 +75,14 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs,
             assert_close(one[key], other[key], rtol=0, atol=0)
 
 
-def test_a_run_can_begin_with_the_layers_of_another_network(runs, capsys):
+def test_a_run_can_begin_with_the_layers_of_another_network(runs, refused):
     run = train.Run(train.COURSE["time"] | {"width": 4, "seed": 1}, torch.device("cpu"))
     run.begin_with(model(runs, "class"))
     theirs, _ = load_tensors(model(runs, "class"))
     for mine in (run.model, run.averaged):
         for name, tensor in mine.unet.state_dict().items():
             assert_close(tensor, theirs[name], rtol=0, atol=0)
-    assert train.main(["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")]) == 2
-    assert "--init wants a network of width 8" in capsys.readouterr().err
+    refused(train, ["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")], "--init wants a network of width 8")
     assert not (runs / "never").exists()
 
 
@@ -100,18 +99,13 @@ def test_a_run_can_begin_with_the_layers_of_another_network(runs, capsys):
         (["class", "--banana"], "banana"),
     ],
 )
-def test_train_refuses_in_one_line_with_exit_code_2(arguments, says, capsys):
-    assert train.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+def test_train_refuses_in_one_line_with_exit_code_2(arguments, says, refused):
+    refused(train, arguments, says)
 
 
-def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(runs, capsys):
-    assert train.main(["class", *SMALL, "--epochs", "2", "--out", str(runs / "class")]) == 2
-    assert "holds a run: go on with --resume" in capsys.readouterr().err
-    assert train.main(["class", *SMALL, "--epochs", "3", "--out", str(runs / "class"), "--resume"]) == 2
-    assert "has epochs = 2, asked for 3" in capsys.readouterr().err
+def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(runs, refused):
+    refused(train, ["class", *SMALL, "--epochs", "2", "--out", str(runs / "class")], "holds a run: go on with --resume")
+    refused(train, ["class", *SMALL, "--epochs", "3", "--out", str(runs / "class"), "--resume"], "has epochs = 2, asked for 3")
 
 
 def draw(*arguments):
@@ -306,23 +300,19 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["digits", "--device", "meta"], "got 'meta'"),
     ],
 )
-def test_sample_refuses_in_one_line_with_exit_code_2(runs, arguments, says, capsys, tmp_path, monkeypatch):
+def test_sample_refuses_in_one_line_with_exit_code_2(runs, arguments, says, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tasks = {"digits": "class", "denoise": "time"}
     if "--model" not in arguments and arguments[0] in tasks:
         arguments = [*arguments, "--model", model(runs, tasks[arguments[0]])]
-    assert sample.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    refused(sample, arguments, says)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_guidance_of_a_network_with_nothing_to_be_guided_by_is_refused(capsys, tmp_path):
+def test_guidance_of_a_network_with_nothing_to_be_guided_by_is_refused(refused, tmp_path):
     settings = train.COURSE["time"] | {"width": 4}
     save_tensors(train.pretrained.build(settings).unet.state_dict(), tmp_path / "w.safetensors", settings)
-    assert sample.main(["digits", "--model", str(tmp_path / "w.safetensors"), "--scale", "2", "--out", str(tmp_path / "x.png")]) == 2
-    assert "--scale wants a network with labels or a guide" in capsys.readouterr().err
+    refused(sample, ["digits", "--model", str(tmp_path / "w.safetensors"), "--scale", "2", "--out", str(tmp_path / "x.png")], "--scale wants a network with labels or a guide")
 
 
 @pytest.mark.parametrize("lesson", sample.flags.TAKES)
@@ -336,18 +326,16 @@ def test_every_lesson_says_what_it_does_and_what_it_takes_by_default(lesson, cap
         assert f"--model {sample.flags.TAKES[lesson][1]['model']}" in said.split("By default:")[1]
 
 
-def test_a_network_of_another_kind_is_refused(runs, capsys, tmp_path):
-    assert sample.main(["onestep", "--model", model(runs, "class"), "--out", str(tmp_path / "x.png")]) == 2
-    assert "kind 'class', wanted denoiser" in capsys.readouterr().err
+def test_a_network_of_another_kind_is_refused(runs, refused, tmp_path):
+    refused(sample, ["onestep", "--model", model(runs, "class"), "--out", str(tmp_path / "x.png")], "kind 'class', wanted denoiser")
 
 
-def test_a_full_disk_leaves_nothing_half_written(runs, capsys, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_half_written(runs, refused, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert sample.main(["noise", "-n", "1", "--out", str(tmp_path / "x.png")]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    refused(sample, ["noise", "-n", "1", "--out", str(tmp_path / "x.png")], "No space left on device")
     assert not list(tmp_path.iterdir())
 
 

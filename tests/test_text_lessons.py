@@ -106,7 +106,7 @@ def test_t5_is_asked_once_and_the_bank_after_that(run, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys):
+def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys, refused):
     torch.save({"A Waterfall": torch.ones(1, 77, 4096)}, tmp_path / "course.pth")
     assert sample.main(["embed", "a fox", "a skull", "--model", ONE, "--out", "bank.safetensors"]) == 0
     assert "3 prompts added, 3 in the bank" in capsys.readouterr().out
@@ -115,8 +115,7 @@ def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys):
     assert list(prompts.load_bank("bank.safetensors")) == [("", "tiny-if-I"), ("a fox", "tiny-if-I"), ("a skull", "tiny-if-I"), ("a waterfall", prompts.XXL)]
     run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
     assert "T5" not in capsys.readouterr().out
-    assert sample.main(["embed", "--import", "course.txt", "--out", "bank.safetensors"]) == 2
-    assert "course.txt cannot be read safely" in capsys.readouterr().err
+    refused(sample, ["embed", "--import", "course.txt", "--out", "bank.safetensors"], "course.txt cannot be read safely")
 
 
 def test_words_that_are_cut_off_are_named(run, capsys):
@@ -268,12 +267,9 @@ def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, capsys)
         (["text", "a", "--model", ONE, "--bank", "/proc/none/bank.safetensors"], "cannot write /proc/none/bank.safetensors"),
     ],
 )
-def test_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+def test_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, says, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert sample.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    refused(sample, arguments, says)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".gif")]
 
 
