@@ -250,6 +250,18 @@ def test_stages_know_what_they_are():
     assert two.unet.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_each_schedule_is_that_of_its_own_file(tmp_path):
+    """The walk's and the low resolution's differ, and say so: the golden folder has the same numbers in both."""
+    shutil.copytree(TWO, tmp_path / "two")
+    for folder, more in (("scheduler", {"lambda_min_clipped": -3.5}), ("image_noising_scheduler", {"beta_schedule": "linear", "lambda_min_clipped": -2.0})):
+        path = tmp_path / "two" / folder / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    stage = load_stage(tmp_path / "two")
+    assert_close(stage.alpha_bar, cosine(), rtol=0, atol=1e-12)
+    assert_close(stage.low_alpha_bar, linear(1000), rtol=0, atol=1e-12)
+    assert stage.lowest_log_snr == -3.5
+
+
 @pytest.mark.parametrize("folder", [ONE, TWO])
 def test_a_network_that_forgot_its_text_weights_computes_the_same(folder):
     stage = load_stage(folder)

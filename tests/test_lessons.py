@@ -391,7 +391,8 @@ def test_what_is_not_asked_for_is_settled_by_lesson_and_written_down(network, tm
     assert {name: settings[name] for name in settled} == settled
 
 
-def test_an_animation_can_stand_beside_arrays(run, tmp_path):
-    run("digits", "-n", 4, "--steps", 3, "--gif")
+def test_an_animation_of_the_first_batch_can_stand_beside_arrays(run, tmp_path):
+    run("digits", "-n", 5, "--batch", 2, "--steps", 3, "--gif")
     with Image.open(tmp_path / "x.gif") as picture:
         assert picture.n_frames == 3
+        assert picture.size == sample.tiles(torch.zeros(2, 1, 28, 28)).size

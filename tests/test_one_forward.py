@@ -188,3 +188,22 @@ def test_labels_beyond_the_network_are_refused_and_minus_one_is_none(digits):
     for c in (10, -2):
         with pytest.raises(ValueError, match="labels must be between 0 and 9, or -1 for none"):
             digits.network(x, 5, torch.tensor([c, 0]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rows_asked"),
+    [
+        (torch.tensor([1.0]), torch.tensor([1.0]), 2),
+        (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), 4),
+        (torch.tensor([1.0]), torch.tensor([[1.0]]), 4),
+        ((torch.tensor([1.0]),), (torch.tensor([1.0]), torch.tensor([2.0])), 4),
+        ((torch.tensor([1.0]), torch.tensor([2.0])), (torch.tensor([1.0]), torch.tensor([2.0])), 2),
+        (torch.tensor([1.0]), (torch.tensor([1.0]),), 4),
+    ],
+    ids=["equal", "dtype", "shape", "length", "equal tuples", "kind"],
+)
+def test_conditions_are_one_question_only_when_equal_in_every_respect(one, other, rows_asked, monkeypatch):
+    monkeypatch.setattr("minidiff.one_forward.rows", lambda conditions, B: None)
+    network, calls = counting(lambda x_t, t, c: (x_t, None))
+    one_forward(network, lambda net: cfg(net(one), net(other), 2.0))(torch.zeros(2, 1, 2, 2), 5)
+    assert calls == [rows_asked]

@@ -20,7 +20,8 @@ from minidiff.editing import inpaint
 from minidiff.files import load_tensors
 from minidiff.guidance import cfg
 from minidiff.illusions import anagram, gaussian, hybrid, view
-from minidiff.models.if_unet import IFUNet
+from minidiff.models.if_unet import IFUNet, TextState
+from minidiff.one_forward import rows
 from minidiff.sampling import dpm_solver, last, noise_per_image, seeded
 from minidiff.schedule import strided
 
@@ -235,6 +236,41 @@ def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, capsys)
     for arguments in (["text", "a"], ["text", "a", "-n", "1"], ["text", "a", "-n", "1", "--scale", "1"], ["text", "a", "--batch", "2"], ["anagram", "a", "b", "--batch", "2"], ["anagram", "a", "b", "--batch", "2", "--sequential"]):
         assert sample.main([*arguments, "--model", ONE]) == 2
     assert plans == [(8, True), (2, True), (1, True), (4, True), (8, True), (2, True)]
+
+
+@pytest.mark.parametrize(("more", "planned"), [([], [("II", 4), ("I", 12), ("II", 4)]), (["--sequential"], [("II", 1), ("I", 3), ("II", 1)])])
+def test_both_stages_of_an_anagram_are_planned_by_their_own_rows(run, monkeypatch, more, planned):
+    """Two terms and guidance, four questions an image; three images at a time in stage I, one in stage II, whose plan is checked before all else."""
+    plans = []
+
+    def plan(config, dtype, rows, **text):
+        plans.append(("II" if config["in_channels"] == 6 else "I", rows))
+        return deepfloyd.MemoryPlan(0, 0, 0)
+
+    monkeypatch.setattr(deepfloyd, "memory_plan", plan)
+    run("anagram", "a", "b", "-n", 3, "--batch", 3, "--model", ONE, "--upscale", TWO, "--steps", 1, "--upscale-steps", 1, *more)
+    assert plans == planned
+
+
+@pytest.mark.parametrize(("dtype", "half"), [([], False), (["--dtype", "float32"], False), (["--dtype", "bfloat16"], True), (["--dtype", "float16"], True)])
+def test_embed_takes_the_half_precision_files_where_it_is_asked_to(tmp_path, monkeypatch, dtype, half):
+    asked = []
+    monkeypatch.setattr(prompts, "embed", lambda words, encoder, width, bank, half, progress: asked.append(half))
+    assert sample.main(["embed", "a", "--model", ONE, *dtype, "--out", str(tmp_path / "bank.safetensors")]) == 0
+    assert asked == [half]
+
+
+def test_each_level_of_each_picture_is_enlarged_with_the_words_of_the_picture(run, two):
+    command = ("edit", TOWER, "--model", ONE, "--prompt", "a fox", "a skull", "-n", 2, "--steps", 2, "--sampler", "dpm")
+    small = run(*command)
+    fox, skull, empty = told(two, "a fox", "a skull", "")
+    each = rows([fox] * 2 + [skull] * 2, 1)
+
+    def second(low):
+        return cfg(superres(two.unet, TextState(*each), low), superres(two.unet, empty, low), 4.0)
+
+    assert len(small["images"]) == 4  # two levels of the first picture, and two of the second
+    assert_close(run(*command, "--upscale", TWO, "--upscale-steps", 3)["images"], second_walk(two, small["images"], second), **CLOSE)
 
 
 @pytest.mark.parametrize(
