@@ -4,7 +4,9 @@ import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from minidiff import files, images, mnist, pretrained
-from minidiff.sampling import ddpm_step, last, seeded
+from minidiff.diffusion import clip_to
+from minidiff.sampling import ddim, ddpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, linear, linear_to_noise
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
@@ -233,3 +236,76 @@ def test_a_missing_or_damaged_data_file_is_named(tmp_path, state, says):
         target.write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=f"t10k-labels-idx1-ubyte.gz {says}.*git checkout"):
         mnist.load(train=False, root=tmp_path)
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place_beside_and_all_may_read_it_that_could(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda one, other: done.append("replace") or replace(one, other))
+    before = os.umask(0o027)
+    try:
+        with files.replaced(tmp_path / "x.txt") as temporary:
+            assert temporary.parent == tmp_path  # a rename is atomic on one file system alone
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+    assert done == ["fsync", "replace"]
+    assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_tensors_without_a_digest_and_arrays_that_are_pickles_are_refused(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors", {"minidiff": "{}"})
+    with pytest.raises(ValueError, match="sha256"):
+        files.load_tensors(tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", images=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="no whole .npz file of numbers"):
+        files.load_arrays(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("save", [images.save_png, lambda picture, path: images.save_gif([picture, picture], path)], ids=["png", "gif"])
+def test_a_picture_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch, save):
+    def half(picture, file, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "x").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="cannot write .*No space left on device"):
+        save(Image.new("L", (4, 4)), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_loaded_network_asks_for_no_gradients(weights):
+    assert not any(p.requires_grad for p in pretrained.load_digits(weights, ("class",)).unet.parameters())
+
+
+def test_a_guide_of_another_range_of_pixels_is_refused(weights, tmp_path):
+    settings = SETTINGS | {"task": "time", "guide": str(weights), "classes": 0, "pixels": [0, 1]}
+    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings)
+    with pytest.raises(ValueError, match="has another schedule or range of pixels"):
+        pretrained.load_digits(tmp_path / "time.safetensors", ("time",))
+
+
+def test_a_walk_takes_the_step_the_labels_and_the_scale_that_it_is_given(weights):
+    network, c, levels = pretrained.load_digits(weights, ("class",)), torch.tensor([3, 8]), [30, 20, 10, 0]
+    noise = noise_per_image(seeded(1, 0, 2))
+    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=ddim(0.5), clip=clip_to(-1, 1), noise=noise))
+    assert_close(last(network.draw(seeded(1, 0, 2), levels, ddim(0.5), c, 30.0)), by_hand, rtol=0, atol=0)
+
+
+def test_all_test_digits_of_a_kind_can_be_asked_for():
+    assert set(mnist.test_digits(892, [5])[1].tolist()) == {5}
+
+
+def test_one_weight_that_is_not_finite_is_enough(weights):
+    tensors, _ = files.load_tensors(weights)
+    tensors["down1.0.0.weight"][0, 0, 0, 0] = float("inf")
+    files.save_tensors(tensors, weights, SETTINGS)
+    with pytest.raises(ValueError, match="not finite .in down1.0.0.weight"):
+        pretrained.load_digits(weights, ("class",))
+
+
+def test_arrays_of_an_npz_may_be_bools(tmp_path):
+    files.save_arrays({"mask": torch.tensor([True, False])}, tmp_path / "x.npz", {})
+    assert files.load_arrays(tmp_path / "x.npz")["mask"].tolist() == [True, False]

@@ -1,12 +1,14 @@
 """Animations of views: where they begin, where they end, and what is half way."""
 
+import numpy as np
 import pytest
 import torch
 from formulas import images
+from PIL import Image
 from torch.testing import assert_close
 
 from minidiff.illusions import view, views
-from minidiff.images import under_way
+from minidiff.images import beside, captioned, curve, grid, save_gif, under_way
 
 
 def pixels(canvas, H, zoom):
@@ -41,3 +43,38 @@ def test_a_mirror_image_folds_on_its_axis_and_a_negative_is_grey_half_way():
     folded = under_way(x, view("vflip"), 0.5, paper=-1.0)
     assert (folded[0, 0].amax(1) >= 0).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
     assert_close(pixels(under_way(x, view("negate"), 0.5), 8, 4), torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64))
+
+
+def test_an_animation_goes_on_for_ever_and_rests_on_its_last_frame(tmp_path):
+    save_gif([grid(torch.full((1, 1, 4, 4), v), 1) for v in (0.0, 0.5, 1.0)], tmp_path / "x.gif", fps=10)
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert picture.info["loop"] == 0
+        durations = [picture.seek(i) or picture.info["duration"] for i in range(3)]
+    assert durations == [100, 100, 1500]
+
+
+def test_a_pixel_of_a_grid_is_a_square_of_one_colour():
+    x = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    once, thrice = (np.asarray(grid(x, 2, zoom)) for zoom in (1, 3))
+    assert np.array_equal(thrice, once.repeat(3, 0).repeat(3, 1))
+
+
+def ink(picture):
+    """Where the darkest pixels lie on average: (right, down)."""
+    rows, columns = (np.asarray(picture.convert("L")) < 100).nonzero()
+    return columns.mean(), rows.mean()
+
+
+def test_names_stand_above_their_columns_and_beside_their_rows():
+    paper = Image.new("RGB", (200, 100), "white")
+    above = [ink(captioned(paper, names))[0] for names in (["MMM", ""], ["", "MMM"])]
+    left = [ink(beside(paper, names))[1] for names in (["MMM", ""], ["", "MMM"])]
+    assert (above, left) == (pytest.approx([50, 150], abs=10), pytest.approx([25, 75], abs=10))
+
+
+def test_a_falling_loss_is_drawn_falling():
+    line = np.asarray(curve([1.0, 0.1, 0.01]))
+    rows, columns = (line == (0, 0, 128)).all(-1).nonzero()  # navy
+    height = dict(zip(columns.tolist(), rows.tolist()))
+    assert height[50] < height[320] < height[590]
+    assert height[320] == pytest.approx((height[50] + height[590]) / 2, abs=3)  # a straight line: the axis is logarithmic

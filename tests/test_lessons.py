@@ -10,14 +10,14 @@ from PIL import Image
 from torch.testing import assert_close
 
 import sample
-from minidiff import mnist, workbench
+from minidiff import files, mnist, workbench
 from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors, save_arrays, save_tensors
 from minidiff.illusions import gaussian
 from minidiff.pretrained import Digits, build
-from minidiff.reader import RealDigits, load_reader, to_nearest
+from minidiff.reader import RealDigits, load_reader, readings, to_nearest
 from minidiff.schedule import linear_to_noise
-from minidiff.scores import frechet
+from minidiff.scores import concealment, frechet
 
 LEVELS = [218, 182, 155, 136, 118, 64]
 MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3  # the one image that is known for each label; the last for none
@@ -396,3 +396,57 @@ def test_an_animation_of_the_first_batch_can_stand_beside_arrays(run, tmp_path):
     with Image.open(tmp_path / "x.gif") as picture:
         assert picture.n_frames == 3
         assert picture.size == sample.tiles(torch.zeros(2, 1, 28, 28)).size
+
+
+def read(seen, labels):
+    reader = load_reader()
+    return readings(reader.log_probs(reader.features(seen.flatten(0, 1))).unflatten(0, seen.shape[:2]), torch.tensor(labels))
+
+
+@pytest.mark.usefixtures("_few")
+def test_score_counts_as_read_only_what_was_asked_for(tmp_path, capsys):
+    """20 test digits, half of them drawn without a label."""
+    x, labels = mnist.load(train=False)
+    labels = labels[:20].clone()
+    labels[::2] = -1
+    assert "20 images: 100.0% read as asked" in scored({"images": mnist.to_pixels(x[:20], 0, 1), "labels": labels}, capsys, tmp_path / "x.safetensors")
+    assert "read as asked" not in scored({"images": mnist.to_pixels(x[:20], 0, 1), "labels": labels * 0 - 1}, capsys, tmp_path / "x.safetensors")
+
+
+@pytest.mark.usefixtures("_few")
+def test_an_illusion_is_plausible_when_every_view_is_and_its_concealment_is_of_labels_in_columns(tmp_path, capsys):
+    """Sixes whose second view is grey: no digit."""
+    x, labels = mnist.load(train=False)
+    six = mnist.to_pixels(x[labels == 6][:20], 0, 1)
+    seen = torch.stack([six, torch.full_like(six, 0.5)], 1)
+    said = scored({"images": six, "views": seen, "labels": torch.tensor([[6, 9]] * 20)}, capsys, tmp_path / "x.safetensors")
+    assert re.search(r"20 images: [\d.]+% read as asked, 0.0% plausible", said)
+    assert f"concealment {float(concealment(read(seen, [6, 9])).mean()):.3f} " in said
+
+
+@pytest.mark.usefixtures("_few")
+def test_score_takes_one_image_alone(tmp_path, capsys):
+    x, labels = mnist.load(train=False)
+    said = scored({"images": mnist.to_pixels(x[:1], 0, 1), "labels": labels[:1]}, capsys, tmp_path / "x.safetensors")
+    assert "1 image: 100.0% read as asked" in said
+    assert "Fréchet" not in said
+
+
+@pytest.mark.usefixtures("_few")
+def test_score_says_of_each_view_and_of_both_what_is_theirs(tmp_path, capsys):
+    """Ten sixes; the second view of five is the six itself, read as asked, and of five it is grey."""
+    x, labels = mnist.load(train=False)
+    six = mnist.to_pixels(x[labels == 6][:10], 0, 1)
+    seen = torch.stack([six, torch.cat([six[:5], torch.full_like(six[5:], 0.5)])], 1)
+    said = scored({"images": six, "views": seen, "labels": torch.tensor([[6, 6]] * 10)}, capsys, tmp_path / "x.safetensors")
+    numbers = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in said.splitlines()[:3]]
+    assert numbers[1:] == [[100, 100], [50, 50]]
+    assert numbers[0][2] == 50  # both
+    wanted = read(seen, [6, 6]).diagonal(dim1=1, dim2=2).amin(1).mean()
+    assert f"alignment {float(wanted):.3f} (" in said
+
+
+def test_a_label_of_an_illusion_cannot_be_none(tmp_path, capsys):
+    files.save_arrays({"images": torch.zeros(1, 1, 28, 28), "views": torch.zeros(1, 2, 1, 28, 28), "labels": torch.tensor([[3, -1]])}, tmp_path / "x.npz", {})
+    assert sample.main(["score", str(tmp_path / "x.npz")]) == 2
+    assert "labels [3, -1]" in capsys.readouterr().err

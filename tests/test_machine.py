@@ -57,3 +57,11 @@ for _ in range(3):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     first, *later = map(int, result.stdout.split())
     assert first > 10_000 and max(later) < 1000
+
+
+def test_a_process_of_many_has_the_device_of_its_number(monkeypatch):
+    monkeypatch.setattr(machine.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert machine.choose_device() == torch.device("cuda", 3)
+    assert machine.choose_device("cpu") == torch.device("cpu")

@@ -119,3 +119,9 @@ def test_the_denoiser_takes_neither_time_nor_label():
     assert settled(time=False, classes=0)(x).shape == x.shape
     with pytest.raises(ValueError, match="t of shape None"):
         settled(time=False, classes=0)(x, t)
+
+
+def test_every_batchnorm_is_as_pytorch_makes_it():
+    """The course's networks leave ε and the momentum alone; no weight in a file would tell of another."""
+    norms = [m for m in UNet(8, time=True, classes=10).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {(m.eps, m.momentum) for m in norms} == {(1e-5, 0.1)}

@@ -9,7 +9,7 @@ from minidiff import mnist, reader
 from minidiff.files import load_tensors, save_tensors
 from minidiff.models.mnist_classifier import Classifier
 from minidiff.pretrained import WEIGHTS
-from minidiff.reader import Reader, floor, load_reader, plausible, read_as, readings, real_digits, to_nearest
+from minidiff.reader import Reader, RealDigits, floor, load_reader, plausible, read_as, readings, real_digits, to_nearest
 from minidiff.scores import alignment, frechet
 
 
@@ -168,3 +168,7 @@ def test_a_file_that_holds_no_classifier_is_refused(tmp_path):
         save_tensors(change, tmp_path / f"{name}.safetensors", settings)
         with pytest.raises(ValueError, match="not finite" if name == "nan" else "does not hold the network that its settings describe"):
             load_reader(tmp_path / f"{name}.safetensors")
+
+
+def test_what_is_as_far_as_the_limit_is_plausible():
+    assert plausible(torch.tensor([[2.0], [2.001]]), RealDigits(torch.zeros(5, 1), 2.0)).tolist() == [True, False]

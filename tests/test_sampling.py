@@ -212,3 +212,33 @@ def test_bad_arguments_are_refused():
         ddim(2)
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         noise_per_image(seeded(1, 0, 2))(torch.empty(3, 1, 2, 2))
+
+
+def test_the_large_step_takes_beta_whatever_variance_was_learned():
+    levels = strided(1000, 50)
+    assert output_variance(0.25, levels, ddpm_large_step, v=0.0) == pytest.approx(output_variance(0.25, levels, ddpm_large_step), rel=1e-12)
+
+
+def test_a_negative_eta_and_too_many_generators_are_refused():
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got -0.5"):
+        ddim(-0.5)
+    with pytest.raises(ValueError, match="3 generators for 2 images"):
+        noise_per_image(seeded(1, 0, 3))(torch.empty(2, 1, 2, 2))
+
+
+def test_one_image_of_many_that_is_not_finite_stops_the_walk():
+    spoiled = torch.tensor([0.0, float("nan")]).view(2, 1, 1, 1)
+    with pytest.raises(ValueError, match="not finite after the step 9 -> 5"):
+        last(sample(lambda x, t: (x + spoiled, None), torch.ones(2, 1, 1, 1), [9, 5, 0], linear(300)))
+
+
+def test_a_walk_keeps_no_graph_of_its_steps():
+    weight = torch.ones(1, requires_grad=True)
+    assert not last(sample(lambda x, t: (weight * x, None), torch.ones(1, 1, 1, 1), [9, 5, 0], linear(300))).requires_grad
+
+
+def test_dpm_solver_begins_anew_when_the_batch_has_another_size(x_T):
+    """A walk from the level at which the one before broke off, but of one image and not of two."""
+    solver, denoise, alpha_bar = dpm_solver(), lambda x, t: (x / 2, None), linear(1000)
+    last(sample(denoise, x_T, [800, 500], alpha_bar, step=solver))
+    assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim(0))))

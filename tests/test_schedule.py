@@ -96,3 +96,10 @@ def test_levels_that_do_not_fall_inside_the_schedule_are_refused(levels):
 def test_bad_schedules_are_refused_with_the_number_wanted(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_ends_of_what_is_allowed_are_allowed():
+    """T = 21 for the scaled schedule; β = 0, which adds no noise."""
+    assert float(linear_to_noise(21)[-1]) < 1e-4
+    for alpha_bar in (from_beta(torch.tensor([0.0, 0.5])), linear(2, 0, 0.5)):
+        assert alpha_bar.tolist() == [1, 1, 0.5]

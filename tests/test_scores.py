@@ -100,3 +100,13 @@ def test_psnr_of_a_constant_error_is_its_level_and_images_are_averaged_in_db():
     x = torch.zeros(2, 1, 4, 4)
     assert psnr(x, x + 0.1) == pytest.approx(20)
     assert psnr(x, x + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)) == pytest.approx(30)
+
+
+def test_one_feature_that_is_not_finite_is_enough():
+    a = torch.randn(5, 3)
+    with pytest.raises(ValueError, match="features must be finite"):
+        frechet(a, a.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(float("inf"))))
+
+
+def test_psnr_of_an_image_with_itself_is_100_and_not_infinite():
+    assert psnr(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4)) == pytest.approx(100)

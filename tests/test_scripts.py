@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,16 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from torchvision.transforms.functional import gaussian_blur
 
 import sample
 import train
-from minidiff import cfg, clip_to, labelled, last, linear, linear_to_noise, load_digits, mnist
+from minidiff import cfg, clip_to, images, labelled, last, linear, linear_to_noise, load_digits, mnist
 from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
+from minidiff.models.mnist_unet import UNet
+from minidiff.sampling import ddim, ddpm_large_step
+from minidiff.scores import psnr
 
 HERE = Path(__file__).parent.parent
 SMALL = ["--width", "4", "--limit", "256"]
@@ -351,3 +357,101 @@ def test_two_processes_draw_the_same_images(runs, tmp_path):
     both, _ = load_tensors(tmp_path / "two.safetensors")
     assert_close(both["images"], x, rtol=0, atol=1e-4)
     assert both["labels"].tolist() == labels.tolist()
+
+
+def test_a_run_is_not_resumed_with_a_setting_that_it_did_not_have_nor_its_weights_overwritten(runs, tmp_path, capsys):
+    command = ["class", *SMALL, "--epochs", "2"]
+    assert train.main([*command, "--out", str(runs / "class"), "--resume", "--init", model(runs, "time")]) == 2
+    assert "has init = None, asked for" in capsys.readouterr().err
+    shutil.copy(model(runs, "class"), tmp_path)  # weights alone, whose state was thrown away
+    assert train.main([*command, "--out", str(tmp_path)]) == 2
+    assert "holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "step"), [(["--sampler", "ddim"], ddim(0)), (["--sampler", "ddim", "--eta", 0.5], ddim(0.5)), (["--sampler", "ddpm-large"], ddpm_large_step)], ids=["ddim", "ddim-half", "ddpm-large"])
+def test_the_sampler_and_its_eta_reach_the_walk(runs, tmp_path, flags, step):
+    network, noise = load_digits(model(runs, "class"), ("class",)), noise_of(137, 2)
+    x = last(walk(network.denoiser(torch.tensor([0, 1])), noise(None), [300, 200, 100, 0], linear_to_noise(300), step=step, clip=clip_to(-1, 1), noise=noise))
+    found = lesson(tmp_path, "digits", "-n", 2, "--model", model(runs, "class"), "--steps", 3, "--scale", 1, *flags)
+    assert_close(found, (x + 1) / 2, rtol=0, atol=1e-4)
+
+
+def test_denoise_is_guided_by_the_digits_own_label_from_half_of_T_and_each_psnr_has_its_name(runs, tmp_path, capsys):
+    path = loud(model(runs, "class"), tmp_path)
+    unet, eps, alpha_bar = load_digits(path, ("class",)).unet, noise_of(137, 2)(None), linear_to_noise(300)
+    x_0, labels = mnist.to_pixels(mnist.load(train=False)[0][:2]), torch.tensor([7, 2])
+    guided = cfg(labelled(unet, labels, alpha_bar, 10, "velocity"), labelled(unet, None, alpha_bar, 10, "velocity"), 3.0)
+    a = alpha_bar[150]
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
+    x = last(walk(guided, x_t, [150, 100, 50, 0], alpha_bar, step=ddim(0), clip=clip_to(-1, 1)))
+    one_step = (x_t - (1 - a).sqrt() * guided(x_t, 150)[0]) / a.sqrt()
+    unit = [((y + 1) / 2).clamp(0, 1) for y in (x_0, x, one_step, gaussian_blur(x_t / a.sqrt(), 13, 2.5))]
+    capsys.readouterr()
+    assert_close(lesson(tmp_path, "denoise", "--model", path, "-n", 2, "--steps", 3, "--sampler", "ddim", "--scale", 3), unit[1], rtol=0, atol=1e-4)
+    said = capsys.readouterr().out
+    assert "from level 150 of 300" in said
+    scores = [float(number) for number in re.search(r"walk ([\d.]+) dB, one step ([\d.]+), blur ([\d.]+)", said).groups()]
+    assert scores == pytest.approx([psnr(y, unit[0]) for y in unit[1:]], abs=0.006)
+
+
+def test_blur_blurs_the_noisy_digits_and_the_psnr_is_that_to_the_clean_ones(runs, tmp_path, capsys):
+    x, eps = mnist.load(train=False)[0][:2].float() / 255, noise_of(137, 2)(None)
+    noisy = [x + sigma * eps for sigma in sample.SIGMAS]
+    unet = load_digits(model(runs, "denoiser"), ("denoiser",)).unet
+    cases = {"blur": [gaussian_blur(z, 9, sample.BLUR[sigma]) for z, sigma in zip(noisy, sample.SIGMAS)], "ood": [unet(z) for z in noisy]}
+    for name, columns in cases.items():
+        columns = [z.clamp(0, 1) for z in columns]
+        capsys.readouterr()
+        draw(name, "-n", 2, *(["--model", model(runs, "denoiser")] if name == "ood" else []), "--out", tmp_path / "x.safetensors")
+        said, made = capsys.readouterr().out, load_tensors(tmp_path / "x.safetensors")[0]
+        assert_close(made["images"], torch.stack(columns, 1).flatten(0, 1), rtol=0, atol=1e-4)
+        assert made["labels"].tolist() == [7] * 7 + [2] * 7
+        scores = [float(number) for number in re.search(r"PSNR in dB: ([\d., ]+\d)", said)[1].split(", ")]
+        assert scores == pytest.approx([psnr(z, x) for z in columns], abs=0.06)
+
+
+def test_guidance_says_all_its_scales_and_a_row_has_a_column_for_each_digit(runs, tmp_path):
+    command = ("guidance", "--model", model(runs, "class"), "--digit", 4, 7, "--steps", 1, "--scale", 0, 1, 3)
+    draw(*command, "--out", tmp_path / "x.safetensors")
+    tensors, settings = load_tensors(tmp_path / "x.safetensors")
+    assert (settings["scale"], tensors["labels"].tolist()) == ([0, 1, 3], [4, 7] * 3)
+    draw(*command, "--out", tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size == (40 + 2 * (2 * 29 + 1), 2 * (3 * 29 + 1))
+    draw("digits", "--model", model(runs, "class"), "--digit", 4, 7, "-n", 6, "--steps", 1, "--out", tmp_path / "y.png")
+    assert Image.open(tmp_path / "y.png").size == (2 * (2 * 29 + 1), 2 * (3 * 29 + 1))
+
+
+def test_the_animation_of_denoise_begins_with_the_noisy_digit_and_ends_with_the_result(runs, tmp_path):
+    command = ("denoise", "--model", model(runs, "time"), "-n", 2, "--steps", 3, "--level", 290, "--gif", "--out", tmp_path / "x.safetensors")
+    draw(*command)
+    made, x_0 = load_tensors(tmp_path / "x.safetensors")[0]["images"], mnist.to_pixels(mnist.load(train=False)[0][:2])
+    a = linear_to_noise(300)[290]
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise_of(137, 2)(None)
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert picture.n_frames == 4
+        for i, x in ((0, (x_t + 1) / 2), (3, made)):
+            picture.seek(i)
+            assert abs(np.asarray(picture.convert("L")).astype(int) - np.asarray(images.grid(x.clamp(0, 1), 10).convert("L"))).mean() < 3
+
+
+def test_a_walk_from_a_low_level_has_no_more_steps_than_levels(runs, tmp_path):
+    draw("denoise", "--model", model(runs, "time"), "-n", 1, "--level", 10, "--out", tmp_path / "x.png")  # of 20 by default
+
+
+def test_the_strip_of_denoise_ends_in_the_clean_digit(runs, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(sample, "strips", lambda args, x, titles: names.extend(titles))
+    draw("denoise", "--model", model(runs, "time"), "-n", 1, "--steps", 20, "--out", tmp_path / "x.safetensors")
+    assert (names[:2], names[-3:]) == (["original", "t = 150"], ["t = 0", "one step", "blur"])
+
+
+def test_the_denoiser_takes_as_many_digits_at_a_time_as_asked(runs, tmp_path, monkeypatch):
+    seen, honest = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *rest: seen.append(len(x)) or honest(self, x, *rest))
+    draw("onestep", "--model", model(runs, "denoiser"), "-n", 5, "--batch", 2, "--out", tmp_path / "x.safetensors")
+    assert seen == [2, 2, 1]
+
+
+def test_the_frames_of_an_animation_are_laid_out_as_the_picture(runs, tmp_path):
+    draw("digits", "--model", model(runs, "class"), "--digit", 4, 7, "-n", 6, "--steps", 1, "--gif", "--out", tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.gif").size == Image.open(tmp_path / "x.png").size

@@ -4,17 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
 import train
-from minidiff import mnist, training
+from minidiff import images, mnist, pretrained, training
+from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors
 from minidiff.models.mnist_classifier import Classifier
 from minidiff.models.mnist_unet import UNet
+from minidiff.sampling import noise_per_image, seeded
 from minidiff.schedule import linear, linear_to_noise
 
 HERE = Path(__file__).parent.parent
@@ -234,3 +238,127 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path,
     tensors, record = load_tensors(tmp_path / "state.safetensors")
     assert record["epoch"] == 1
     assert all(bool(v.isfinite().all()) for v in tensors.values())
+
+
+def test_an_epoch_is_of_whole_batches_and_leaves_the_rest_out(tmp_path):
+    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 300}, tmp_path, False, CPU)
+    assert load_tensors(tmp_path / "state.safetensors")[1]["steps"] == 300 // 128
+
+
+def test_the_state_is_saved_after_so_many_seconds_and_not_at_every_step_from_then_on(tmp_path, monkeypatch):
+    """A step takes a minute, and a state is due after 100 seconds: after every second of 8 steps, and at the end of the epoch."""
+    saved, seconds, honest = [], [0], train.loss
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(train, "loss", lambda *args: seconds.__setitem__(0, seconds[0] + 60) or honest(*args))
+    monkeypatch.setattr(train, "write_results", lambda run, folder: None)
+    monkeypatch.setattr(train.Run, "save", lambda run, path: saved.append((run.epoch, run.batch)))
+    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256, "batch": 32}, tmp_path, False, CPU, save_every=100)
+    assert saved == [(0, 2), (0, 4), (0, 6), (0, 8), (1, 0)]
+
+
+def test_a_run_that_is_killed_while_it_writes_its_results_writes_them_when_resumed(tmp_path, monkeypatch):
+    def killed(run, folder):
+        raise KeyboardInterrupt
+
+    command = ["time", *SMALL, "--epochs", "1", "--out", str(tmp_path), "--save-every", "0"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "write_results", killed)
+        train.main(command)
+    assert train.main([*command, "--resume"]) == 0
+    assert load_tensors(tmp_path / "mnist-time.safetensors")[1]["epoch"] == 1
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "start_processes", lambda device: (0, 3))
+    assert train.main(["time", *SMALL, "--out", str(tmp_path)]) == 2
+    assert "the batch of 128 does not split over 3 processes" in capsys.readouterr().err
+
+
+def test_the_curve_counts_steps_from_1_and_the_record_has_the_mean_of_the_last_400_losses(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "preview", lambda model, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
+    run = train.Run(train.COURSE["time"] | {"width": 1, "seed": 1}, CPU)
+    run.losses = [9.0] * 3 + [1.0, 3.0] * 200
+    train.write_results(run, tmp_path)
+    rows = [line.split(",") for line in (tmp_path / "loss.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "loss"]
+    assert [(int(step), float(loss)) for step, loss in rows[1:]] == list(enumerate(run.losses, 1))
+    assert load_tensors(tmp_path / "mnist-time.safetensors")[1]["loss"] == 2
+
+
+def test_accuracy_is_that_of_the_test_digits_and_read_in_eval_mode(monkeypatch):
+    """Of a reader that says 7 to all: 1,028 of the 10,000 test digits are."""
+    seen = []
+    monkeypatch.setattr(train, "Reader", lambda unet: seen.append(unet.training) or SimpleNamespace(features=lambda x: x, log_probs=lambda x: torch.eye(10)[7].expand(len(x), 10)))
+    assert train.accuracy(pretrained.build(train.BETTER["classifier"] | {"width": 1})) == pytest.approx(0.1028)
+    assert seen == [False]
+
+
+def test_a_preview_has_each_digit_in_its_column_guided_as_suits_the_network(monkeypatch):
+    """Label c at scale γ is one grey, γ c/18: with γ = 2, from black to white."""
+    settings = train.COURSE["class"] | {"width": 1, "seed": 1, "scale": 2.0}
+    grey = lambda c, scale: (scale * c / 18).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+    monkeypatch.setattr(train.Digits, "denoiser", lambda self, c=None, scale=1: lambda x, t: (predict_eps(x, grey(c, scale), self.alpha_bar[t]), None))
+    found = np.asarray(train.preview(pretrained.build(settings), settings)).astype(int)
+    assert abs(found - np.asarray(images.grid(grey(torch.arange(40) % 10, 2), 10))).max() <= 1
+
+
+def test_the_previews_of_the_denoiser_and_the_classifier_by_hand(monkeypatch):
+    """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader, who here goes by brightness, is least sure of."""
+    settings = train.COURSE["denoiser"] | {"width": 2, "seed": 5}
+    x, denoiser = mnist.to_pixels(mnist.load(train=False)[0][:2000], 0, 1), pretrained.build(settings)
+    z = x[:10] + 0.5 * noise_per_image(seeded(5, 0, 10))(x[:10])
+    with torch.no_grad():
+        wanted = images.grid(torch.cat([x[:10], z, denoiser.unet.eval()(z)]).clamp(0, 1), 10)
+    assert train.preview(denoiser, settings).tobytes() == wanted.tobytes()
+    monkeypatch.setattr(train, "Reader", lambda unet: SimpleNamespace(features=lambda x: x.mean((1, 2, 3))[:, None], log_probs=lambda features: features.expand(-1, 10)))
+    settings = train.BETTER["classifier"] | {"width": 1, "seed": 1}
+    wanted = images.grid(x[x.mean((1, 2, 3)).argsort()[:40]], 10)
+    assert train.preview(pretrained.build(settings), settings).tobytes() == wanted.tobytes()
+
+
+def test_the_rate_goes_on_falling_in_the_second_epoch(tmp_path, monkeypatch):
+    rates, honest = [], train.Run.count
+    monkeypatch.setattr(train.Run, "count", lambda run, value: rates.append(run.optimiser.param_groups[0]["lr"]) or honest(run, value))
+    monkeypatch.setattr(train, "write_results", lambda run, folder: None)
+    settings = train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256, "decay": "cosine", "warmup": 0}
+    train.train(settings, tmp_path, False, CPU)
+    assert rates == pytest.approx([train.learning_rate(settings, step, 2) for step in range(4)])
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "start_processes", lambda device: (1, 1))
+    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, save_every=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_seed_and_the_folder_are_those_of_the_command_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda settings, out, *rest: asked.append((settings["seed"], settings["limit"], out)))
+    assert train.main(["time", "--seed", "5", "--limit", "300"]) == 0
+    assert asked == [(5, 300, Path("runs/time"))]
+
+
+def test_a_disk_that_is_full_is_said_in_one_line_with_exit_code_2(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(f"cannot write {tmp_path} (No space left on device)")
+
+    monkeypatch.setattr(train, "save_tensors", full)
+    assert train.main(["time", *SMALL, "--out", str(tmp_path), "--save-every", "0"]) == 2
+    assert "train.py: cannot write" in capsys.readouterr().err
+
+
+def test_the_written_accuracy_is_that_of_the_written_weights(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "accuracy", lambda network: seen.append(network) or 0.5)
+    monkeypatch.setattr(train, "preview", lambda model, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
+    run = train.Run(train.BETTER["classifier"] | {"width": 1, "seed": 1}, CPU)
+    run.losses = [1.0]
+    train.write_results(run, tmp_path)
+    assert seen == [run.averaged]
+
+
+def test_the_average_of_a_run_is_checked_as_its_weights_are():
+    run = train.Run(train.COURSE["time"] | {"width": 1, "seed": 1}, CPU)
+    run.averaged.unet.leave[1].bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="no longer finite"):
+        run.check_finite()

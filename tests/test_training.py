@@ -111,3 +111,9 @@ def test_ema_moves_parameters_and_batchnorm_statistics_by_one_minus_decay():
     assert_close(old.running_mean, torch.full((3,), 2.0))
     assert int(old.num_batches_tracked) == 5
     assert_close(new.weight.detach(), torch.full((3,), 3.0))
+
+
+def test_one_level_outside_1_to_T_among_others_is_refused():
+    x = torch.zeros(2, 1, 3, 3)
+    with pytest.raises(ValueError, match="between 1 and T = 300, got 0 … 7"):
+        diffusion_loss(lambda x, t, c: x, x, torch.tensor([7, 0]), x, linear(300))
