@@ -309,3 +309,26 @@ def test_one_weight_that_is_not_finite_is_enough(weights):
 def test_arrays_of_an_npz_may_be_bools(tmp_path):
     files.save_arrays({"mask": torch.tensor([True, False])}, tmp_path / "x.npz", {})
     assert files.load_arrays(tmp_path / "x.npz")["mask"].tolist() == [True, False]
+
+
+def test_the_test_digits_that_are_asked_for_come_with_their_own_labels():
+    x, _ = mnist.load(train=False)
+    own, c = mnist.test_digits(3, [5, 9])
+    assert c.tolist() == [9, 5, 9]
+    assert torch.equal(own, x[[7, 8, 9]])
+
+
+def test_a_tensor_whose_shape_was_changed_is_refused(tmp_path):
+    files.save_tensors({"a": torch.arange(6.0).view(2, 3)}, tmp_path / "x.safetensors", {})
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert data.count(b"[2,3]") == 1
+    (tmp_path / "x.safetensors").write_bytes(data.replace(b"[2,3]", b"[3,2]"))
+    with pytest.raises(ValueError, match="sha256"):
+        files.load_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("setting", [{"scale": 10**400}, {"T": 10**400}], ids=["scale", "T"])
+def test_a_setting_that_is_too_large_for_a_float_is_refused(weights, setting):
+    files.save_tensors(files.load_tensors(weights)[0], weights, SETTINGS | setting)
+    with pytest.raises(ValueError, match="does not hold the network"):
+        pretrained.load_digits(weights, ("class",))

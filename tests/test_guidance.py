@@ -90,3 +90,9 @@ def test_many_digits_go_through_the_network_a_few_at_a_time_and_stay_in_order():
     assert_close(eps, x + 0.5 + c.clamp(min=0).view(20, 1, 1, 1))
     assert_close(labelled(unet, None, alpha_bar)(x, 300)[0], x + 1)
     assert seen == [8, 8, 4] * 2
+
+
+def test_a_dropped_label_among_others_is_a_row_of_zeros_and_not_label_0():
+    seen = []
+    labelled(lambda x, t, c: seen.append(c) or x, torch.tensor([0, -1]), linear(300), classes=4)(torch.zeros(2, 1, 2, 2), 1)
+    assert_close(seen[0], torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from minidiff.models.gelu import gelu
 from minidiff.models.mnist_unet import UNet
 
 COUNTS = {32: (495_137, 500_545, 506_817), 64: (1_975_361, 1_996_417, 2_019_201), 128: (7_891_073, 7_974_145, 8_060_673)}
@@ -125,3 +126,10 @@ def test_every_batchnorm_is_as_pytorch_makes_it():
     """The course's networks leave ε and the momentum alone; no weight in a file would tell of another."""
     norms = [m for m in UNet(8, time=True, classes=10).modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(1e-5, 0.1)}
+
+
+def test_gelu_reads_a_channels_last_picture_in_the_order_of_memory(monkeypatch):
+    seen, x = [], torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda z: seen.append(z.is_contiguous()) or z)
+    assert torch.equal(gelu(x), x)
+    assert seen == [True]

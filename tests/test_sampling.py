@@ -242,3 +242,11 @@ def test_dpm_solver_begins_anew_when_the_batch_has_another_size(x_T):
     solver, denoise, alpha_bar = dpm_solver(), lambda x, t: (x / 2, None), linear(1000)
     last(sample(denoise, x_T, [800, 500], alpha_bar, step=solver))
     assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim(0))))
+
+
+def test_dpm_solver_remembers_the_estimate_as_it_was_clipped(x_T):
+    """The estimate is 5, and 1 after the clip, at every level: nothing changes, so the second order has nothing to add to the first."""
+    alpha_bar, clip = linear(1000), clip_to(-1, 1)
+    denoise = one_image(torch.full_like(x_T, 5.0), alpha_bar)
+    one, other = (last(sample(denoise, x_T, [900, 600, 300, 100], alpha_bar, step=step, clip=clip)) for step in (dpm_solver(), ddim(0)))
+    assert_close(one, other)

@@ -103,3 +103,12 @@ def test_the_ends_of_what_is_allowed_are_allowed():
     assert float(linear_to_noise(21)[-1]) < 1e-4
     for alpha_bar in (from_beta(torch.tensor([0.0, 0.5])), linear(2, 0, 0.5)):
         assert alpha_bar.tolist() == [1, 1, 0.5]
+
+
+def test_the_betas_are_float64_to_the_last_digits():
+    beta = 1 - linear(300)[1:] / linear(300)[:-1]
+    assert_close(beta, torch.tensor([1e-4 + (0.02 - 1e-4) * i / 299 for i in range(300)], dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_evenly_spaced_levels_are_the_nearest_whole_ones():
+    assert evenly_spaced(300, 7) == [300, 257, 214, 171, 129, 86, 43, 0]  # 300 · 3/7 = 128.57

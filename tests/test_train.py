@@ -362,3 +362,13 @@ def test_the_average_of_a_run_is_checked_as_its_weights_are():
     run.averaged.unet.leave[1].bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="no longer finite"):
         run.check_finite()
+
+
+@pytest.mark.parametrize("float32", [False, True])
+def test_float32_turns_autocast_off_where_the_machine_would_use_it(tmp_path, monkeypatch, float32):
+    seen, honest = [], train.loss
+    monkeypatch.setattr(train, "has_bf16", lambda device: True)
+    monkeypatch.setattr(train, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or honest(*args))
+    monkeypatch.setattr(train, "write_results", lambda run, folder: None)
+    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, float32=float32)
+    assert seen == [not float32] * 2
