@@ -1,6 +1,11 @@
 """Denoisers whose answers are known: the tests' ground truth."""
 
 import functools
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +63,20 @@ def refused(capsys):
         assert error.count("\n") == 1
 
     return check
+
+
+@pytest.fixture
+def two_processes():
+    """two_processes(command): runs a script as `torchrun --nproc_per_node=2` does, without its own seconds; both end well."""
+
+    def run(*command):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        how = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True, "cwd": Path(__file__).parent.parent}
+        command = [sys.executable, *map(str, command)]
+        processes = [subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
+        said = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+
+    return run

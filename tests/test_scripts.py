@@ -1,12 +1,8 @@
 """The two scripts from end to end, small: what they write, what they refuse, and that a run can be killed and resumed."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +20,6 @@ from minidiff.models.mnist_unet import UNet
 from minidiff.sampling import ddim, ddpm_large_step
 from minidiff.scores import psnr
 
-HERE = Path(__file__).parent.parent
 SMALL = ["--width", "4", "--limit", "256"]
 
 
@@ -345,14 +340,8 @@ def test_a_full_disk_leaves_nothing_half_written(runs, refused, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def torchrun(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)], env=environment, capture_output=True, text=True, cwd=HERE, check=False)
-
-
-def test_two_processes_draw_the_same_images(runs, tmp_path):
-    result = torchrun("sample.py", "digits", "-n", 5, "--steps", 2, "--model", model(runs, "class"), "--out", tmp_path / "two.safetensors", "--device", "cpu")
-    assert result.returncode == 0, result.stderr
+def test_two_processes_draw_the_same_images(runs, tmp_path, two_processes):
+    two_processes("sample.py", "digits", "-n", 5, "--steps", 2, "--model", model(runs, "class"), "--out", tmp_path / "two.safetensors", "--device", "cpu")
     x, labels = arrays(runs, tmp_path, "-n", 5, "--steps", 2)
     both, _ = load_tensors(tmp_path / "two.safetensors")
     assert_close(both["images"], x, rtol=0, atol=1e-4)

@@ -1,8 +1,5 @@
 """train.py against the same training written out by hand: which images, which noise, which rate, which average, which gradients."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +18,6 @@ from minidiff.models.mnist_unet import UNet
 from minidiff.sampling import noise_per_image, seeded
 from minidiff.schedule import linear, linear_to_noise
 
-HERE = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 SMALL = ["--width", "4", "--limit", "256"]
 
@@ -118,12 +114,10 @@ def test_a_part_of_a_batch_sees_what_it_would_see_in_the_whole(monkeypatch):
         assert_close(seen[1 + k][1], seen[0][1][k::2])
 
 
-def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path):
+def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path, two_processes):
     """One step of the denoiser with Adam, whose first step is lr · g/|g|: the sign of the averaged gradient, wherever that is clear."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "denoiser", "--preset", "course"]
-    more = ["--width", "4", "--limit", "256", "--epochs", "1", "--float32", "--device", "cpu", "--out", str(tmp_path)]
-    result = subprocess.run([*command, *more], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, cwd=HERE, check=False)
-    assert result.returncode == 0, result.stderr
+    settings = ["--width", 4, "--limit", 256, "--epochs", 1, "--float32", "--device", "cpu"]
+    two_processes("train.py", "denoiser", "--preset", "course", *settings, "--out", tmp_path)
     torch.manual_seed(137)
     unet, g = UNet(4), torch.Generator().manual_seed(137)
     start = {k: v.clone() for k, v in unet.named_parameters()}
