@@ -44,11 +44,11 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, predict_x0
 from minidiff.drawing import Model, only
 from minidiff.machine import start_processes
-from minidiff.reader import floor, load_reader, plausible, read_as, readings, real_digits
+from minidiff.reader import load_reader, plausible, read_as, readings, real_digits, real_floor
 from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
 from minidiff.workbench import (
-    Result, Walk, asked_for, best, block_by_block, counted, denoiser_of, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
+    Result, Walk, asked_for, best, block_by_block, check_stages, counted, denoiser_of, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
     noised, of_digits, originals, large_size, resized, step_of, strips, test_digits, tiles, timesteps, upscaled,
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def digits(args: argparse.Namespace) -> Result:
     guided = f", guidance {args.scale[0]:g}" if any(words) or model.guide else ""
     columns = len(args.digit) if args.digit and len(args.digit) > 1 else 10
     says = f"{counted(args.n, 'digit')}, {args.sampler}, {len(timesteps(args, model)) - 1} steps{guided}"
-    return Result(x, labels_of([words], args.n), tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
+    return Result(x, labels_of(args, [words], args.n), tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
 
 def text(args: argparse.Namespace) -> Result:
@@ -80,7 +80,7 @@ def text(args: argparse.Namespace) -> Result:
     x = upscaled(args, from_noise(args, load(args, words), [words], only, frames), [words])
     columns = len(args.words) if len(args.words) > 1 else min(args.n, 5)
     says = f"{counted(args.n, 'picture')} of {', '.join(map(repr, args.words))}, {args.sampler}, guidance {args.scale[0]:g}"
-    labels = labels_of([words], args.n) if of_digits(args) else None
+    labels = labels_of(args, [words], args.n)
     return Result(x, labels, tiles(x, columns) if is_picture(args) else None, says, [tiles(frame, columns) for frame in frames])
 
 
@@ -94,7 +94,7 @@ def guidance(args: argparse.Namespace) -> Result:
         rows.append(from_noise(args, model, [words], only))
     args.scale = scales
     picture = images.beside(images.grid(torch.cat(rows), len(words)), [f"{scale:g}" for scale in scales])
-    return Result(torch.cat(rows), labels_of([words], args.n).repeat(len(scales)), picture, f"guidance scales {scales}, one row each, from the same noise")
+    return Result(torch.cat(rows), labels_of(args, [words], args.n).repeat(len(scales)), picture, f"guidance scales {scales}, one row each, from the same noise")
 
 
 def denoise(args: argparse.Namespace) -> Result:
@@ -128,7 +128,8 @@ def edit(args: argparse.Namespace) -> Result:
 
     The levels are those where as much signal ᾱ is left as in the course, whose schedule keeps more of it at the same share of T.
     """
-    args.picture = args.picture or str(PICTURES / ("drawing-three.png" if of_digits(args) else "tower.png"))
+    if args.picture is None:
+        args.picture = str(PICTURES / ("drawing-three.png" if of_digits(args) else "tower.png"))
 
     def walks(model: Model):
         x_0, words, says = originals(args, model)
@@ -151,7 +152,7 @@ def edit(args: argparse.Namespace) -> Result:
     more = {"original": original[:1], "levels": torch.tensor([*levels.values()]).repeat(args.n)}
     names = ["original", *(f"{start}: t = {level}" for start, level in levels.items())]
     picture = strips(args, torch.cat([resized(original, x)[:, None], x], 1), names)
-    return Result(x.flatten(0, 1), labels_of([words], len(words)), picture, f"{says}, drawn again from {counted(len(levels), 'level')}", more=more)
+    return Result(x.flatten(0, 1), labels_of(args, [words], len(words)), picture, f"{says}, drawn again from {counted(len(levels), 'level')}", more=more)
 
 
 def inpaint(args: argparse.Namespace) -> Result:
@@ -169,7 +170,8 @@ def inpaint(args: argparse.Namespace) -> Result:
         x = drawn(args, model, walk, len(editing.resampled(levels, 1, args.rounds)) - 1)
         return images.to_unit(x_0.cpu(), *model.pixels), x, mask, words, says
 
-    args.picture = args.picture or (None if of_digits(args) else str(PICTURES / "tower.png"))
+    if args.picture is None and not of_digits(args):
+        args.picture = str(PICTURES / "tower.png")
     args.rounds = args.rounds or (4 if of_digits(args) else 1)
     original, x, mask, words, says = walks(load(args, asked_for(args)))
     if args.upscale:  # and there, too, what is not repainted is the picture, now in the large size
@@ -178,7 +180,7 @@ def inpaint(args: argparse.Namespace) -> Result:
         x, original = upscaled(args, x, [words], keep=(1 - mask, x_0)), images.to_unit(x_0)
     picture = strips(args, torch.stack([original, original.lerp(torch.tensor(0.5), mask), x], 1), ["original", "mask", "result"])
     says = f"{says}, {float(mask.mean()):.0%} repainted, {counted(args.rounds, 'round')}"
-    return Result(x, labels_of([words], args.n), picture, says, more={"original": original, "mask": mask})
+    return Result(x, labels_of(args, [words], args.n), picture, says, more={"original": original, "mask": mask})
 
 
 def anagram(args: argparse.Namespace) -> Result:
@@ -208,7 +210,7 @@ def anagram(args: argparse.Namespace) -> Result:
     names = [args.words[0], *(f"{word} {name}" if len(word) == 1 else f"{name}: {word}" for word, name in zip(args.words[1:], args.view))]
     moments = [(view, s) for view in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if args.gif else []
     frames = [images.grid(images.under_way(seen[:, 0], view, s, max(1, 112 // seen.shape[-1])), 5, 1) for view, s in moments]
-    return Result(seen[:, 0], labels_of(terms, args.n), strips(args, seen, names), f"{counted(args.n, 'image')}{says}, each {' and '.join(names)}", frames, {"views": seen})
+    return Result(seen[:, 0], labels_of(args, terms, args.n), strips(args, seen, names), f"{counted(args.n, 'image')}{says}, each {' and '.join(names)}", frames, {"views": seen})
 
 
 def hybrid(args: argparse.Namespace) -> Result:
@@ -235,7 +237,7 @@ def hybrid(args: argparse.Namespace) -> Result:
     room = x.shape[-1] - small.shape[-1]
     picture = strips(args, torch.stack([x, F.pad(small, (room // 2, room - room // 2) * 2)], 1), [f"near: {args.near}", f"far: {args.far}"])
     says = f"{counted(args.n, 'image')}{says}, each {args.near} near by and {args.far} from afar, sigma {args.sigma:g}"
-    return Result(x, labels_of(terms, args.n), picture, says, more={"views": seen, "small": small})
+    return Result(x, labels_of(args, terms, args.n), picture, says, more={"views": seen, "small": small})
 
 
 def upscale(args: argparse.Namespace) -> Result:
@@ -256,8 +258,8 @@ def upscale(args: argparse.Namespace) -> Result:
         lows.append(stored)
         return stored
 
-    words = asked_for(args)
-    x = enlarged(args, low, [words[:1]])
+    check_stages(args, 2)
+    x = enlarged(args, low, [asked_for(args)[:1]])
     picture = strips(args, torch.stack([resized(lows[0], x), x], 1), ["before", "after"])
     return Result(x, None, picture, f"{Path(args.picture).name}, from {lows[0].shape[-1]} to {x.shape[-1]} pixels")
 
@@ -272,7 +274,7 @@ def embed(args: argparse.Namespace) -> Result:
         width = hub.read_json(args.model, "text_encoder/config.json").get("d_model")
         prompts.embed(["", *args.prompts], args.model, width, bank, args.dtype not in (None, "float32"), block_by_block)
     prompts.save_bank(bank, args.out)
-    return Result(None, None, None, f"{len(bank) - before} prompts added, {len(bank)} in the bank: every lesson looks there first (--bank)")
+    return Result(None, None, None, f"{counted(len(bank) - before, 'prompt')} added, {len(bank)} in the bank: every lesson looks there first (--bank)")
 
 
 def score(args: argparse.Namespace) -> Result:
@@ -301,7 +303,7 @@ def score(args: argparse.Namespace) -> Result:
         S = readings(log_probs, labels)
         lines += [f"alignment {float(alignment(S).mean()):.3f} (log-probability in the worst view), concealment {float(concealment(S).mean()):.3f} (by chance {1 / V:.2f}, at most 1)"]
     elif N > 1:
-        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {floor(reader, real):.3f} (by our classifier's {features.shape[-1]} features; fewer images read higher)"]
+        lines += [f"Fréchet distance to the 10,000 test digits {frechet(features[:, 0], real.features):.3f}; of 2,000 training digits {real_floor(reader, real):.3f} (by our classifier's {features.shape[-1]} features; fewer images read higher)"]
     return Result(None, None, None, "\n".join([*lines, "99 % of real test digits are plausible"]))
 
 

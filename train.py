@@ -215,7 +215,7 @@ class Run:
     def load(self, path: Path) -> None:
         tensors, record = load_tensors(path)
         theirs = record.get("settings", {})
-        for k in sorted(self.settings.keys() | theirs.keys()):
+        for k in sorted(self.settings.keys() | theirs.keys(), key=lambda k: (k != "task", k)):
             if self.settings.get(k) != theirs.get(k):
                 raise ValueError(f"the run in {path.parent} has {k} = {theirs.get(k)}, asked for {self.settings.get(k)}: resume with its own settings")
         try:
@@ -302,7 +302,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=137)
     parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
     parser.add_argument("--init", type=Path, help="begin with the weights of another network of train.py's, as far as the two have the same layers")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped; asks for the same settings again")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved after each epoch too")

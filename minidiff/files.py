@@ -52,7 +52,7 @@ def check_writable(path: str | Path) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}): give --out a place that can be written") from None
+        raise ValueError(f"cannot write {path} ({error.strerror}): name a place that can be written") from None
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:

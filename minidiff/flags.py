@@ -23,7 +23,7 @@ FLAGS = {
     "--sampler": {"help": "dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃, or learned), ddpm-large (β); default dpm, of inpaint, and of edit with a text model, ddpm"},
     "--steps": {"help": "steps of the walk: dpm 20, ddim 50, ddpm all levels; edit 33, inpaint 50, anagram and hybrid of digits 10. A text model also takes smart27, smart50, fast27, 10,10,3,2,2 ..."},
     "--eta": {"type": float, "default": 0.0, "help": "DDIM's noise, 0 ... 1"},
-    "--scale": {"type": float, "nargs": "+", "help": "guidance γ: 0 no label or prompt, 1 just that, more exaggerates; mnist-time is guided away from mnist-class without its label"},
+    "--scale": {"type": float, "nargs": "+", "help": "guidance γ: 0 no label or prompt, 1 just that, more exaggerates; default by the model (mnist-class 1.5, mnist-time 2), anagram of digits 3, hybrid 4; mnist-time is guided away from mnist-class without its label"},
     "--rounds": {"type": int, "help": "how often each step is taken: 1 is plain (default of a text model), more heal the seam (RePaint; default for digits 4)"},
     "--mask": {"help": "what to repaint: x0,y0,x1,y1 in pixels of the network, or a picture, white there; default the lower half"},
     "--view": {"nargs": "+", "default": ["rot180"], "help": f"one for each word but the first: {', '.join(views())}"},
@@ -34,7 +34,7 @@ FLAGS = {
     "near": {"help": "the digit or prompt to be seen near by"},
     "far": {"help": "the digit or prompt to be seen from afar"},
     "--best-of": {"type": int, "help": "draw so many times as many, and keep those that the classifier reads best, the best first (so image k depends on -n); default for digits 6, of hybrid 12"},
-    "arrays": {"type": Path, "help": "a .safetensors or .npz of another lesson, or of yours: images (N, 1, 28, 28) in [0, 1], labels"},
+    "arrays": {"type": Path, "help": "a .safetensors or .npz of another lesson, or a .npz of yours: images (N, 1, 28, 28) in [0, 1], labels"},
     "prompts": {"nargs": "*", "help": "what to encode"},
     "--import": {"type": Path, "dest": "course", "help": "also take the course's .pth file of embeddings into the bank"},
     "--level": {"type": int, "help": "the noise level to start from"},
@@ -53,7 +53,7 @@ FLAGS = {
     "--out": {"type": Path, "help": "a .png, .safetensors or .npz; default out/LESSON.png"},
 }
 AT_LEAST_1 = (1, math.inf)
-RANGES = {"n": (1, 10**7), "digit": (0, 9), "eta": (0, 1), "batch": AT_LEAST_1, "best_of": (1, 1000), "scale": (0, 100), "sigma": (0, 1000), "rounds": (1, 1000), "seed": (0, math.inf), "threshold": (0, 1), "noise_level": (0, 999)}
+RANGES = {"n": (1, 10**7), "digit": (0, 9), "eta": (0, 1), "batch": AT_LEAST_1, "best_of": (1, 1000), "scale": (0, 100), "sigma": (1e-3, 1000), "rounds": (1, 1000), "seed": (0, math.inf), "threshold": (0, 1), "noise_level": (0, 999)}
 WALK = ["--sampler", "--steps", "--eta", "--scale", "--batch"]
 TEXT = ["--dtype", "--sequential", "--bank", "--encoder", "--noise-level"]
 ENLARGE = ["--upscale", "--upscale-steps"]
@@ -102,6 +102,8 @@ def arguments(argv: list[str], description: str) -> argparse.Namespace:
         raise ValueError(f"--out wants a name that ends in {'.safetensors' if args.lesson == 'embed' else '.png, .safetensors or .npz'}, got {args.out}")
     if args.out.suffix == ".png" and args.n > 10_000:
         raise ValueError(f"a picture holds at most 10000 images, got -n {args.n}: write arrays with --out NAME.safetensors")
+    if getattr(args, "picture", None) and args.out.resolve() == Path(args.picture).resolve():
+        raise ValueError(f"--out {args.out} would take the place of your picture: give another name")
     for path in (args.out, *([args.out.with_suffix(".gif")] if args.gif else [])):
         check_writable(path)
     return args
@@ -120,6 +122,8 @@ def check(args: argparse.Namespace) -> None:
             if not low <= value <= high and not (name == "n" and args.lesson in ("embed", "score")):
                 flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} wants {f'{low} to {high}' if high < math.inf else f'at least {low}'}, got {value}")
+    if "weights" in values and not (min(args.weights) >= 0 and sum(args.weights) > 0):
+        raise ValueError(f"--weights wants numbers of at least 0, not all of them 0, got {args.weights}")
     if len(values.get("scale", [])) > 1 and args.lesson != "guidance":
         raise ValueError(f"--scale wants one number in {args.lesson}, got {args.scale}: the lesson guidance takes several")
     for name, known in (("sampler", SAMPLERS), ("dtype", DTYPES)):

@@ -5,11 +5,11 @@ whether the picture lies where real digits lie:
 
     read        argmax_c p(c | x)                                                 the name
     plausible   d_5(x) <= the 99th percentile of d_5 of real digits                is it among the real ones?
-    Fréchet     of the features of many pictures against those of real digits      are they as manifold?          (scores.py)
+    Fréchet     of the features of many pictures against those of real digits      are they as varied?            (scores.py)
 
 d_5(x) is the Euclidean distance from the features of x to the 5th nearest of the 10,000 test digits'. For the percentile each
 test digit is set against the 9,999 others: neither the classifier nor a denoiser was trained on either side. So 1 % of real digits are
-not plausible; and of two digits laid over each other 45 % are, so ask for the name as well.
+not plausible; and of two digits laid over each other 45 % are plausible, so ask for the name as well.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def real_digits(reader: Reader) -> RealDigits:
     return RealDigits(test, float(to_others.quantile(0.99)))
 
 
-def floor(reader: Reader, real: RealDigits) -> float:
+def real_floor(reader: Reader, real: RealDigits) -> float:
     """The Fréchet distance of the first 2,000 training digits to the test digits: about what 2,000 perfect samples would have."""
     return frechet(reader.features(mnist.to_pixels(mnist.load(train=True)[0][:2000], 0, 1)), real.features)
 

@@ -91,6 +91,8 @@ def load(args: argparse.Namespace, words: Sequence[str], *tasks: str, rows: int 
 
 def check_stages(args: argparse.Namespace, rows: int) -> None:
     """What can be known to be wrong before hours of work: raises ValueError for a stage of the other kind, steps that it does not take, no picture."""
+    if of_digits(args):
+        raise ValueError(f"{args.lesson} wants a text model, got --model {args.model}: name one like {flags.STAGE_II if args.lesson == 'upscale' else flags.STAGE_I}")
     stages = [("--steps", args.model, args.steps, args.lesson == "upscale")]
     if args.upscale and args.lesson != "upscale":
         stages.append(("--upscale-steps", args.upscale, args.upscale_steps, True))
@@ -110,6 +112,9 @@ def check_stages(args: argparse.Namespace, rows: int) -> None:
             raise ValueError(f"--upscale: {error}" if flag == "--upscale-steps" else str(error)) from None
     if vars(args).get("picture") and Path(args.picture).suffix not in flags.ARRAYS:
         pictures.read(args.picture, (8, 8))
+    if vars(args).get("mask"):
+        side = hub.read_json(args.model, "unet/config.json").get("sample_size") or 64
+        pictures.mask(args.mask, (side, side), of=args.picture)
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:
@@ -150,9 +155,9 @@ def in_turn(args: argparse.Namespace, words: Sequence[str]) -> list[str]:
     return [words[k % len(words)] for k in range(args.n)]
 
 
-def labels_of(terms: Terms, n: int) -> Tensor | None:
+def labels_of(args: argparse.Namespace, terms: Terms, n: int) -> Tensor | None:
     """Digits as numbers (n,), −1 for none; (n, V) of V terms. None for prompts."""
-    if not all(word in ("", *"0123456789") for words in terms for word in words):
+    if not of_digits(args):
         return None
     columns = [torch.tensor([int(word or -1) for word in words]).expand(n) for words in terms]
     return columns[0] if len(columns) == 1 else torch.stack(columns, 1)
@@ -254,8 +259,6 @@ def enlarged(args: argparse.Namespace, low_of: Callable[[Model], Tensor], terms:
         args.steps, args.scale, args.batch = args.upscale_steps, None, None
         args.encoder = args.encoder or args.model
     args.sampler, args.batch = args.sampler or "dpm", args.batch or 1
-    if args.lesson == "upscale":
-        check_stages(args, 2)
     model = load_text_model(args, args.upscale, [word for words in terms for word in words], 2 * len(terms))
     low_0 = 2 * low_of(model) - 1
     levels, args.n = timesteps(args, model), len(low_0)

@@ -199,10 +199,13 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
         (["anagram", "4", "7", "8"], "3 words want 2 names after --view (the first is seen as it is), got 1"),
         (["anagram", "4", "7", "--view", "upwards"], "there is no view 'upwards': choose one of identity, vflip"),
         (["anagram", "4", "7", "--weights", "1"], "1"),
+        (["anagram", "4", "7", "--weights", "0", "0"], "--weights wants numbers of at least 0, not all of them 0, got [0.0, 0.0]"),
+        (["edit", "wide.png", "--out", "wide.png"], "--out wide.png would take the place of your picture"),
+        (["edit", ""], "there is no picture"),
         (["anagram", "4", "17"], "class.safetensors knows the digits 0 to 9, got '17'"),
         (["hybrid", "3"], "the following arguments are required: far: sample.py hybrid --help lists what it takes"),
         (["hybrid", "3", "-1"], "class.safetensors knows the digits 0 to 9, got '-1'"),
-        (["hybrid", "3", "8", "--sigma", "0"], "sigma must be a number of pixels above 0, got 0.0"),
+        (["hybrid", "3", "8", "--sigma", "0"], "--sigma wants 0.001 to 1000, got 0.0"),
         (["edit", "no-such.png"], "there is no picture no-such.png"),
         (["edit", "empty.png"], "empty.png is empty (0 bytes)"),
         (["edit", "text.png"], "text.png is no whole PNG, JPEG or WebP picture"),
@@ -235,7 +238,7 @@ def few_real_digits():
 @pytest.fixture
 def _few(monkeypatch, few_real_digits):
     monkeypatch.setattr(sample, "real_digits", lambda reader: few_real_digits)
-    monkeypatch.setattr(sample, "floor", lambda reader, real: 0.25)
+    monkeypatch.setattr(sample, "real_floor", lambda reader, real: 0.25)
 
 
 class Brightness:
@@ -338,7 +341,7 @@ def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
     ("arguments", "says"),
     [
         (["anagram", "4"], "an anagram wants two words or more, and as many --weights, if any: got 1 words, 1 weights"),
-        (["hybrid", "3", "8", "--sigma", "1e9"], "--sigma wants 0 to 1000, got 1000000000.0"),
+        (["hybrid", "3", "8", "--sigma", "1e9"], "--sigma wants 0.001 to 1000, got 1000000000.0"),
         (["digits", "--scale", "1e30"], "--scale wants 0 to 100, got 1e+30"),
         (["digits", "--digit", "3", "--model", "mnist-time"], "--digit wants a network with labels, mnist-time has none"),
         (["inpaint", "--mask", "1,2,3"], "a box wants four whole numbers x0,y0,x1,y1, got '1,2,3'"),

@@ -9,7 +9,7 @@ from minidiff import mnist, reader
 from minidiff.files import load_tensors, save_tensors
 from minidiff.models.mnist_classifier import Classifier
 from minidiff.pretrained import WEIGHTS
-from minidiff.reader import Reader, RealDigits, floor, load_reader, plausible, read_as, readings, real_digits, to_nearest
+from minidiff.reader import Reader, RealDigits, load_reader, plausible, read_as, readings, real_digits, real_floor, to_nearest
 from minidiff.scores import alignment, frechet
 
 
@@ -115,7 +115,7 @@ def test_real_digits_set_the_limit_each_against_the_others(monkeypatch):
     monkeypatch.setattr(mnist, "load", lambda train: (flat(greys + (30 if train else 0)).to(torch.uint8), None))
     real = real_digits(Reader(Mean()))
     assert real.limit == pytest.approx(5 / 255, rel=1e-4)
-    assert floor(Reader(Mean()), real) == pytest.approx((30 / 255) ** 2, rel=1e-4)  # 101 training digits, the same but 30 brighter
+    assert real_floor(Reader(Mean()), real) == pytest.approx((30 / 255) ** 2, rel=1e-4)  # 101 training digits, the same but 30 brighter
     assert real.features.shape == (101, 1)
     inside = plausible(torch.tensor([[50.5], [100.0], [100.9], [101.1], [-20.0]]) / 255, real)
     assert inside.tolist() == [True, True, True, False, False]  # the 5th nearest, 96, is at most 5 levels away, up to 101
@@ -126,7 +126,7 @@ def test_of_2000_training_digits_no_more_are_taken(monkeypatch):
     seen = []
     monkeypatch.setattr(mnist, "load", lambda train: (flat(torch.arange(2100 if train else 300) % 97).to(torch.uint8), None))
     monkeypatch.setattr(reader, "frechet", lambda a, b: seen.append((len(a), len(b))) or 0.0)
-    floor(Reader(Mean()), real_digits(Reader(Mean())))
+    real_floor(Reader(Mean()), real_digits(Reader(Mean())))
     assert seen == [(2000, 300)]
 
 

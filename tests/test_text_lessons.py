@@ -112,7 +112,7 @@ def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys, refused
     assert sample.main(["embed", "a fox", "a skull", "--model", ONE, "--out", "bank.safetensors"]) == 0
     assert "3 prompts added, 3 in the bank" in capsys.readouterr().out
     assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
-    assert "1 prompts added, 4 in the bank" in capsys.readouterr().out
+    assert "1 prompt added, 4 in the bank" in capsys.readouterr().out
     assert list(prompts.load_bank("bank.safetensors")) == [("", "tiny-if-I"), ("a fox", "tiny-if-I"), ("a skull", "tiny-if-I"), ("a waterfall", prompts.XXL)]
     run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
     assert "T5" not in capsys.readouterr().out
@@ -202,6 +202,10 @@ def test_inpainting_is_enlarged_with_the_large_picture_around_it(run):
     assert made["images"].shape == (1, 3, 32, 32)
     assert torch.equal(made["images"][outside], made["original"][outside])
     assert float((made["images"] - made["original"])[~outside].abs().mean()) > 0.01
+
+
+def test_digits_for_prompts_are_no_labels(run):
+    assert set(run("anagram", "4", "7", "--model", ONE, "-n", 1, "--steps", 1)) == {"images", "views"}
 
 
 @pytest.mark.parametrize("lesson", [["text", "a fox"], ["edit"], ["inpaint"], ["anagram", "a", "b"], ["hybrid", "a", "b"], ["upscale", "--encoder", ONE]], ids=lambda a: a[0])
@@ -297,6 +301,8 @@ def test_each_level_of_each_picture_is_enlarged_with_the_words_of_the_picture(ru
         (["edit", "--prompt", "a fox"], "--prompt is for text models, mnist-class is for digits"),
         (["anagram", "4", "7", "--upscale"], "--upscale is for text models"),
         (["anagram", "a", "b", "--view", "pixels", "--model", ONE, "--upscale", TWO], "the view 'pixels' shuffles a large picture otherwise"),
+        (["upscale", "--model", "mnist-class"], "upscale wants a text model, got --model mnist-class: name one like DeepFloyd/IF-II-M-v1.0"),
+        (["text", "a", "--model", ONE, "--upscale", "mnist-class"], "--upscale"),
         (["inpaint", "--model", ONE, "--mask", "0,0,17,3"], "the box 0,0,17,3 is not inside 16 x 16 pixels"),
         (["embed", "a", "--model", TWO], "tiny-if-II has no text_encoder/config.json"),
         (["embed", "a", "--model", ONE, "--out", "bank.png"], "--out wants a name that ends in .safetensors, got bank.png"),

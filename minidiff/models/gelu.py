@@ -1,4 +1,4 @@
-"""GELU, read in the order of memory: the activation of every network here."""
+"""GELU, read in the order of memory: the activation of the U-Nets and the classifier."""
 
 import torch
 import torch.nn.functional as F

@@ -101,7 +101,7 @@ class UNet(nn.Module):
             self.class1, self.class2 = fc_block(classes, 2 * D), fc_block(classes, D)
 
     def forward(self, x: Tensor, t: Tensor | None = None, c: Tensor | None = None) -> Tensor:
-        """x (B, 1, 28, 28) -> (B, 1, 28, 28): the noise in x, or the clean image for the denoiser.
+        """x (B, 1, 28, 28) -> (B, 1, 28, 28): the noise in x, or the velocity, as it was trained; for the denoiser the clean image.
 
         t: (B, 1) noise level as a part of T, in (0, 1]; wanted exactly when the network is time-conditioned
         c: (B, classes) one-hot label, a row of zeros where the label is dropped; wanted exactly when class-conditioned
