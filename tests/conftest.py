@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from minidiff import mnist
 from minidiff.diffusion import predict_eps
 
-mnist._read = functools.cache(mnist._read)  # each of the four files is unpacked once, not once a test
+mnist.load = functools.cache(mnist.load)  # the four files are checked and unpacked once, not once a test
 
 
 def one_image(mu, alpha_bar):
@@ -63,6 +64,12 @@ def refused(capsys):
         assert error.count("\n") == 1
 
     return check
+
+
+@pytest.fixture
+def _no_preview(monkeypatch):
+    """Training without its sample grids, which take longer than a short run."""
+    monkeypatch.setattr("train.preview", lambda model, settings: Image.new("L", (1, 1)))
 
 
 @pytest.fixture

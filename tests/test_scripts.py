@@ -52,6 +52,7 @@ def test_the_course_preset_runs(tmp_path):
     assert (settings["preset"], settings["schedule"], settings["lr"]) == ("course", "linear", 1e-3)
 
 
+@pytest.mark.usefixtures("_no_preview")
 @pytest.mark.parametrize("task", ["class", "classifier"])
 def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs, monkeypatch):
     """Killed in the second epoch, after a state saved in mid-epoch: bit for bit what the uninterrupted run has."""

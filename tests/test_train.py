@@ -50,6 +50,7 @@ def by_hand(settings, steps):
     return unet.state_dict(), average
 
 
+@pytest.mark.usefixtures("_no_preview")
 @pytest.mark.parametrize("preset", ["better", "course"])
 def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
     settings = train.COURSE["class"] | {"width": 4, "epochs": 1, "lr": 0.01, "seed": 137, "limit": 256}
@@ -155,6 +156,7 @@ def test_a_preview_changes_nothing_and_training_goes_on_in_training_mode(tmp_pat
     assert [int(v) for k, v in tensors.items() if k.startswith("unet.") and k.endswith("num_batches_tracked")] == [4] * 17
 
 
+@pytest.mark.usefixtures("_no_preview")
 def test_each_epoch_goes_through_the_digits_in_an_order_of_its_own(monkeypatch, tmp_path):
     seen = []
     honest = train.loss
@@ -169,6 +171,7 @@ def test_each_epoch_goes_through_the_digits_in_an_order_of_its_own(monkeypatch, 
     assert not torch.equal(first, second)
 
 
+@pytest.mark.usefixtures("_no_preview")
 def test_nothing_good_is_overwritten_by_weights_that_are_not_finite(tmp_path, monkeypatch, capsys):
     honest = train.Run.count
 
@@ -223,6 +226,7 @@ def test_the_noise_of_training_is_gaussian_and_fresh(monkeypatch):
     assert not torch.equal(*seen)
 
 
+@pytest.mark.usefixtures("_no_preview")
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, capsys):
     command = ["time", *SMALL, "--epochs", "2", "--out", str(tmp_path)]
     honest = train.loss
@@ -234,6 +238,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path,
     assert all(bool(v.isfinite().all()) for v in tensors.values())
 
 
+@pytest.mark.usefixtures("_no_preview")
 def test_an_epoch_is_of_whole_batches_and_leaves_the_rest_out(tmp_path):
     train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 300}, tmp_path, False, CPU)
     assert load_tensors(tmp_path / "state.safetensors")[1]["steps"] == 300 // 128
@@ -250,6 +255,7 @@ def test_the_state_is_saved_after_so_many_seconds_and_not_at_every_step_from_the
     assert saved == [(0, 2), (0, 4), (0, 6), (0, 8), (1, 0)]
 
 
+@pytest.mark.usefixtures("_no_preview")
 def test_a_run_that_is_killed_while_it_writes_its_results_writes_them_when_resumed(tmp_path, monkeypatch):
     def killed(run, folder):
         raise KeyboardInterrupt
