@@ -1,6 +1,7 @@
 """Denoisers whose answers are known: the tests' ground truth."""
 
 import functools
+import gc
 import os
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from PIL import Image
 from minidiff import mnist
 from minidiff.diffusion import predict_eps
 
+gc.freeze()  # what is imported stays: the collector need not look at it again and again, a tenth of the time of all tests
+gc.set_threshold(100_000)
 mnist.load = functools.cache(mnist.load)  # the four files are checked and unpacked once, not once a test
 
 
