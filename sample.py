@@ -47,9 +47,10 @@ from minidiff.machine import start_processes
 from minidiff.reader import load_reader, plausible, read_as, readings, real_digits, real_floor
 from minidiff.schedule import cosine
 from minidiff.scores import alignment, concealment, frechet, psnr
+from minidiff.sheets import counted, is_picture, noised, originals, resized, strips, test_digits, tiles
 from minidiff.workbench import (
-    Result, Walk, asked_for, best, block_by_block, check_stages, counted, denoiser_of, drawn, enlarged, from_noise, in_turn, is_picture, labels_of, load, load_u_net,
-    noised, of_digits, originals, large_size, resized, step_of, strips, test_digits, tiles, timesteps, upscaled,
+    Result, Walk, asked_for, best, block_by_block, check_stages, denoiser_of, drawn, enlarged, from_noise, in_turn, labels_of,
+    load, load_u_net, of_digits, large_size, step_of, timesteps, upscaled,
 )  # fmt: skip
 
 SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "minidiff"
 MAY_IMPORT = {
     "drawing": {"adapters", "deepfloyd", "denoiser", "diffusion", "files", "guidance", "hub", "machine", "models.if_unet", "one_forward", "pretrained", "prompts", "sampling"},
-    "workbench": {"denoiser", "drawing", "deepfloyd", "editing", "flags", "hub", "illusions", "images", "machine", "mnist", "pictures", "pretrained", "reader", "sampling", "schedule", "scores"},
+    "sheets": {"drawing", "images", "mnist", "pictures", "sampling", "workbench"},
+    "workbench": {"denoiser", "drawing", "deepfloyd", "editing", "flags", "hub", "illusions", "images", "machine", "pictures", "pretrained", "reader", "sampling", "schedule", "scores"},
     "flags": {"files", "illusions", "machine"},
     "__init__": {"schedule", "diffusion", "denoiser", "sampling", "models.mnist_unet", "training", "guidance", "adapters", "pretrained"},
     "schedule": set(),
