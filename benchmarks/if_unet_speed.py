@@ -49,7 +49,7 @@ def ours(folder: Path, dtype: str):
 
     from minidiff import hub
     from minidiff.deepfloyd import forget_text
-    from minidiff.models.if_unet import IFUNet
+    from minidiff.networks.if_unet import IFUNet
 
     torch.set_grad_enabled(False)
     config = hub.read_json(folder, "unet/config.json")
@@ -116,7 +116,7 @@ def write_model(folder: Path, width: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from minidiff.models.if_unet import IFUNet
+    from minidiff.networks.if_unet import IFUNet
 
     torch.manual_seed(0)
     (folder / "unet").mkdir()

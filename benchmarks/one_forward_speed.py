@@ -11,7 +11,7 @@ import torch
 
 from minidiff.guidance import cfg
 from minidiff.illusions import anagram, gaussian, hybrid, triple_hybrid, view
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_unet import UNet
 from minidiff.one_forward import one_forward, sequential
 from minidiff.pretrained import Digits
 from minidiff.schedule import linear_to_noise

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from minidiff import hub
-from minidiff.models import t5
+from minidiff.networks import t5
 
 XXL = {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 24, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}
 

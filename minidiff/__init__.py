@@ -11,7 +11,7 @@ from minidiff.schedule import cosine, evenly_spaced, linear, linear_to_noise, st
 from minidiff.diffusion import add_noise, add_more_noise, clip_to, dynamic_threshold, posterior, predict_eps, predict_x0, unclipped
 from minidiff.denoiser import Denoiser
 from minidiff.sampling import ddim, ddpm_large_step, ddpm_step, dpm_solver, last, noise_per_image, sample, seeded
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_unet import UNet
 from minidiff.training import denoiser_loss, diffusion_loss, drop_labels, update_ema
 from minidiff.guidance import cfg
 from minidiff.adapters import labelled

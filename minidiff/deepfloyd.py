@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minidiff import hub, schedule
 from minidiff.diffusion import clip_to, dynamic_threshold, unclipped
-from minidiff.models.if_unet import Attention, IFUNet
+from minidiff.networks.if_unet import Attention, IFUNet
 
 RESPACINGS = {  # name -> steps in equal sections of the levels, the least noisy first (IF's own)
     "fast27": "10,10,3,2,2",

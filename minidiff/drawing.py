@@ -23,7 +23,7 @@ from minidiff.diffusion import clip_to
 from minidiff.files import check_writable
 from minidiff.guidance import cfg
 from minidiff.machine import free_memory
-from minidiff.models.if_unet import TextState
+from minidiff.networks.if_unet import TextState
 from minidiff.one_forward import Network, one_forward, rows, sequential
 from minidiff.pretrained import Digits
 from minidiff.sampling import Clip

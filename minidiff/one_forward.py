@@ -9,7 +9,7 @@ the questions (x, c) and answers zero, then, when the network has answered all d
 A question asked twice is one row: the hybrid above takes 3 and not 4, since both halves ask the same of the empty prompt.
 
 Two questions are the same when x and c are: tensors by value (kilobytes, beside a forward pass), tuples part by part.
-Left out: questions that depend on answers (a second-order step inside a formula); `sequential` can. Next: models/if_unet.py.
+Left out: questions that depend on answers (a second-order step inside a formula); `sequential` can. Next: networks/if_unet.py.
 """
 
 from collections.abc import Callable, Sequence

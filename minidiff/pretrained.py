@@ -21,8 +21,8 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import clip_to
 from minidiff.files import load_tensors
 from minidiff.guidance import cfg
-from minidiff.models.mnist_classifier import Classifier
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_classifier import Classifier
+from minidiff.networks.mnist_unet import UNet
 from minidiff.sampling import Step, noise_per_image, sample
 from minidiff.schedule import cosine, linear, linear_to_noise
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minidiff import hub
 from minidiff.files import load_tensors, save_tensors
-from minidiff.models import t5
-from minidiff.models.tokenizer import LENGTH, Tokenizer, plain
+from minidiff.networks import t5
+from minidiff.networks.tokenizer import LENGTH, Tokenizer, plain
 
 XXL = "t5-v1_1-xxl"  # the encoder of all DeepFloyd models, and the only one of its width here
 Bank = dict[tuple[str, str], Tensor]  # (plain text, name of the encoder) -> (77, D)

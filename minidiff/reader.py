@@ -1,6 +1,6 @@
 """A reader of digits: is a picture what it is to be, and does it look like a digit at all?
 
-A classifier (models/mnist_classifier.py) names a digit for every picture, so being read right is not enough. Its features say
+A classifier (networks/mnist_classifier.py) names a digit for every picture, so being read right is not enough. Its features say
 whether the picture lies where real digits lie:
 
     read        argmax_c p(c | x)                                                 the name
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minidiff import mnist
-from minidiff.models.mnist_classifier import Classifier
+from minidiff.networks.mnist_classifier import Classifier
 from minidiff.pretrained import load_digits
 from minidiff.scores import frechet
 

@@ -10,7 +10,7 @@ A step gets two numbers ᾱ and one image and gives one image: it knows no sched
 its last step, to ᾱ = 1, adds no noise. `sample` is a generator: frames, progress bars and early stops belong to the caller.
 
 DDPM, iDDPM: see schedule.py. DDIM = Song et al. 2021, arXiv 2010.02502. DPM++ = Lu et al. 2022, arXiv 2211.01095.
-Left out: Heun's and other predictor-correctors, continuous time. Next: models/mnist_unet.py, a network to walk with.
+Left out: Heun's and other predictor-correctors, continuous time. Next: networks/mnist_unet.py, a network to walk with.
 """
 
 from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from minidiff.models.if_unet import IFUNet
+from minidiff.networks.if_unet import IFUNet
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = {stage: json.loads((GOLDEN / f"tiny-if-{stage}/unet/config.json").read_text()) for stage in ("I", "II")}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from minidiff import hub
-from minidiff.models.if_unet import IFUNet
+from minidiff.networks.if_unet import IFUNet
 
 STEM = "diffusion_pytorch_model"
 

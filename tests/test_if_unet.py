@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from if_fixtures import CONFIG, golden, published_configs, small_unet, unet_weights
 from torch.testing import assert_close
 
-from minidiff.models import if_unet
-from minidiff.models.if_unet import Attention, AttentionPool, IFUNet, TextState, attend, conv_of_enlarged, conv_of_small, norm_scale_shift, spread
+from minidiff.networks import if_unet
+from minidiff.networks.if_unet import Attention, AttentionPool, IFUNet, TextState, attend, conv_of_enlarged, conv_of_small, norm_scale_shift, spread
 
 CASES = [("I", "a"), ("I", "b"), ("I", "c"), ("I", "d_float_t"), ("I", "e_fp16_weights"), ("II", "a"), ("II", "b")]
 

@@ -10,27 +10,27 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "minidiff"
 MAY_IMPORT = {
-    "drawing": {"adapters", "deepfloyd", "denoiser", "diffusion", "files", "guidance", "hub", "machine", "models.if_unet", "one_forward", "pretrained", "prompts", "sampling"},
+    "drawing": {"adapters", "deepfloyd", "denoiser", "diffusion", "files", "guidance", "hub", "machine", "networks.if_unet", "one_forward", "pretrained", "prompts", "sampling"},
     "sheets": {"drawing", "images", "mnist", "pictures", "sampling", "workbench"},
     "workbench": {"denoiser", "drawing", "deepfloyd", "editing", "flags", "hub", "illusions", "images", "machine", "pictures", "pretrained", "reader", "sampling", "schedule", "scores"},
     "flags": {"files", "illusions", "machine"},
-    "__init__": {"schedule", "diffusion", "denoiser", "sampling", "models.mnist_unet", "training", "guidance", "adapters", "pretrained"},
+    "__init__": {"schedule", "diffusion", "denoiser", "sampling", "networks.mnist_unet", "training", "guidance", "adapters", "pretrained"},
     "schedule": set(),
     "diffusion": set(),
     "denoiser": set(),
     "files": set(),
     "machine": set(),
     "mnist": set(),
-    "models.__init__": set(),
-    "models.mnist_unet": {"models.gelu"},
-    "models.mnist_classifier": {"models.mnist_unet"},
-    "models.gelu": set(),
-    "models.if_unet": {"models.gelu"},
-    "models.t5": set(),
-    "models.tokenizer": set(),
+    "networks.__init__": set(),
+    "networks.mnist_unet": {"networks.gelu"},
+    "networks.mnist_classifier": {"networks.mnist_unet"},
+    "networks.gelu": set(),
+    "networks.if_unet": {"networks.gelu"},
+    "networks.t5": set(),
+    "networks.tokenizer": set(),
     "hub": set(),
-    "prompts": {"files", "hub", "models.t5", "models.tokenizer"},
-    "deepfloyd": {"diffusion", "hub", "models.if_unet", "schedule"},
+    "prompts": {"files", "hub", "networks.t5", "networks.tokenizer"},
+    "deepfloyd": {"diffusion", "hub", "networks.if_unet", "schedule"},
     "images": {"files"},
     "sampling": {"denoiser", "diffusion", "schedule"},
     "training": {"diffusion"},
@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "pictures": set(),
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
-    "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "models.mnist_classifier", "models.mnist_unet", "sampling", "schedule"},
-    "reader": {"mnist", "models.mnist_classifier", "pretrained", "scores"},
+    "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
+    "reader": {"mnist", "networks.mnist_classifier", "pretrained", "scores"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -54,7 +54,7 @@ def chapter(path):
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            yield from ([node.module] if node.module not in ("minidiff", "minidiff.models") else [f"{node.module}.{a.name}" for a in node.names])
+            yield from ([node.module] if node.module not in ("minidiff", "minidiff.networks") else [f"{node.module}.{a.name}" for a in node.names])
         elif isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
 

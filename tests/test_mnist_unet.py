@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minidiff.models.gelu import gelu
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.gelu import gelu
+from minidiff.networks.mnist_unet import UNet
 
 COUNTS = {32: (495_137, 500_545, 506_817), 64: (1_975_361, 1_996_417, 2_019_201), 128: (7_891_073, 7_974_145, 8_060_673)}
 

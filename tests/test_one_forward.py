@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from minidiff.editing import inpaint
 from minidiff.guidance import cfg
 from minidiff.illusions import anagram, colour_hybrid, gaussian, hybrid, triple_hybrid, view, views
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_unet import UNet
 from minidiff.one_forward import one_forward, rows, sequential
 from minidiff.pretrained import Digits
 from minidiff.sampling import ddim, last, sample

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from minidiff.adapters import enlarged, superres, text
 from minidiff.deepfloyd import respaced, schedule_of, solver_levels
 from minidiff.guidance import cfg
-from minidiff.models.if_unet import IFUNet
-from minidiff.models.t5 import T5Encoder, bucket
+from minidiff.networks.if_unet import IFUNet
+from minidiff.networks.t5 import T5Encoder, bucket
 from minidiff.sampling import ddpm_step, dpm_solver, sample
 
 SCHEDULER = {

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from minidiff import mnist, reader
 from minidiff.files import load_tensors, save_tensors
-from minidiff.models.mnist_classifier import Classifier
+from minidiff.networks.mnist_classifier import Classifier
 from minidiff.pretrained import WEIGHTS
 from minidiff.reader import Reader, RealDigits, load_reader, plausible, read_as, readings, real_digits, real_floor, to_nearest
 from minidiff.scores import alignment, frechet

@@ -16,7 +16,7 @@ import train
 from minidiff import cfg, clip_to, images, labelled, last, linear, linear_to_noise, load_digits, mnist
 from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_unet import UNet
 from minidiff.sampling import ddim, ddpm_large_step
 from minidiff.scores import psnr
 

@@ -7,8 +7,8 @@ from if_fixtures import GOLDEN, golden
 from torch.testing import assert_close
 
 from minidiff import hub
-from minidiff.models import t5
-from minidiff.models.t5 import ALIAS, T5Encoder, bucket, stream
+from minidiff.networks import t5
+from minidiff.networks.t5 import ALIAS, T5Encoder, bucket, stream
 
 CONFIG = hub.read_json(GOLDEN / "tiny-if-I", "text_encoder/config.json")
 CASES = ["a", "b_nomask", "c_long", "d_leftpad"]

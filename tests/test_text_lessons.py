@@ -20,7 +20,7 @@ from minidiff.editing import inpaint
 from minidiff.files import load_tensors
 from minidiff.guidance import cfg
 from minidiff.illusions import anagram, gaussian, hybrid, view
-from minidiff.models.if_unet import IFUNet, TextState
+from minidiff.networks.if_unet import IFUNet, TextState
 from minidiff.one_forward import rows
 from minidiff.sampling import dpm_solver, last, noise_per_image, seeded
 from minidiff.schedule import strided

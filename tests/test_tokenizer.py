@@ -6,7 +6,7 @@ import torch
 from if_fixtures import GOLDEN
 from torch.testing import assert_close
 
-from minidiff.models.tokenizer import Tokenizer, plain
+from minidiff.networks.tokenizer import Tokenizer, plain
 
 CASES = json.loads((GOLDEN / "tiny-if-I.tokenizer.json").read_text())
 SPIECE = GOLDEN / "tiny-if-I/tokenizer/spiece.model"

@@ -13,8 +13,8 @@ import train
 from minidiff import images, mnist, pretrained, training
 from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors
-from minidiff.models.mnist_classifier import Classifier
-from minidiff.models.mnist_unet import UNet
+from minidiff.networks.mnist_classifier import Classifier
+from minidiff.networks.mnist_unet import UNet
 from minidiff.sampling import noise_per_image, seeded
 from minidiff.schedule import linear, linear_to_noise
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.models.gelu import gelu
+from minidiff.networks.gelu import gelu
 
 DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # name in config.json -> does the level attend?
 UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}

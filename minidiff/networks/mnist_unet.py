@@ -19,7 +19,7 @@ Next: training.py, the loss.
 import torch
 from torch import Tensor, nn
 
-from minidiff.models.gelu import GELU
+from minidiff.networks.gelu import GELU
 
 
 def conv(c_in: int, c_out: int) -> nn.Sequential:

@@ -1,13 +1,13 @@
 """A reader of digits: which of the ten is it, and how does it look to the network?
 
-The way down of the U-Net (models/mnist_unet.py) and no way up: 28 -> 14 -> 7, the mean over what is left of the picture, and a
+The way down of the U-Net (networks/mnist_unet.py) and no way up: 28 -> 14 -> 7, the mean over what is left of the picture, and a
 linear layer. The mean is a vector of features: two pictures whose features are near look alike to this network, whatever their
 pixels say. Left out: dropout, residual blocks; pictures that are no digit (it names one all the same). Next: reader.py.
 """
 
 from torch import Tensor, nn
 
-from minidiff.models.mnist_unet import conv_block, down_block, flatten
+from minidiff.networks.mnist_unet import conv_block, down_block, flatten
 
 
 class Classifier(nn.Module):
