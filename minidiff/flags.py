@@ -5,9 +5,10 @@ import math
 import re
 from pathlib import Path
 
+from minidiff.command import Parser
 from minidiff.files import check_writable
 from minidiff.illusions import views
-from minidiff.machine import Parser, choose_device
+from minidiff.machine import choose_device
 
 ARRAYS = (".safetensors", ".npz")
 BANK = Path("out/prompts.safetensors")
