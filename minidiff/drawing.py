@@ -127,7 +127,7 @@ def load_prompted(
     words, encoder, half = list(dict.fromkeys(["", *words])), encoder or name, dtype != torch.float32
     config, stored = hub.read_json(name, "unet/config.json"), prompts.load_bank(bank)
     width, text_config, before = config.get("encoder_hid_dim") or 0, None, len(stored)
-    if not all((prompts.plain(word), prompts.encoder_name(encoder, width)) in stored for word in words):
+    if prompts.missing(words, encoder, width, stored, half):
         check_writable(bank)
         with suppress(ValueError):  # a model without text encoder: `embed` says so, and what is nearest in the bank
             text_config = hub.read_json(encoder, "text_encoder/config.json")

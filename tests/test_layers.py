@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "networks.gelu": set(),
     "networks.if_unet": {"networks.gelu"},
     "networks.t5": set(),
-    "networks.tokenizer": set(),
+    "networks.tokenizer": {"files"},
     "download": set(),
     "hub": {"download", "files"},
     "prompts": {"files", "hub", "networks.t5", "networks.tokenizer"},
