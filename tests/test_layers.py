@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "illusions": {"denoiser"},
     "editing": {"denoiser", "diffusion", "sampling", "schedule"},
     "one_forward": {"denoiser"},
-    "pictures": set(),
+    "pictures": {"files"},
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
