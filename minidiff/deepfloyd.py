@@ -79,12 +79,19 @@ def number(config: dict, name: str, default: float, low: float, high: float) -> 
     return value
 
 
+BUILT = {  # settings of a scheduler that would change the walk -> what they may be; the first where they are absent
+    "prediction_type": ("epsilon",), "variance_type": ("learned_range", "fixed_small"), "trained_betas": (None,), "rescale_betas_zero_snr": (False, None),
+    "timestep_spacing": ("leading", "linspace", None),  # of the steps that a pipeline chooses, and ours are those of `respaced` and `solver_levels`
+    "steps_offset": (0, None), "set_alpha_to_one": (True, None), "final_sigmas_type": ("zero", None), "algorithm_type": ("dpmsolver++", None), "solver_order": (2, None),
+    **{f"use_{kind}": (False, None) for kind in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas", "flow_sigmas", "dynamic_shifting")},
+}  # fmt: skip
+
+
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for a schedule that is not built."""
-    built = {"prediction_type": ("epsilon",), "variance_type": ("learned_range", "fixed_small"), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)}
-    for name, values in built.items():
+    for name, values in BUILT.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"the scheduler's config asks for {name} = {config[name]!r}, built is {' or '.join(map(repr, values))}: use the scheduler of an IF checkpoint")
+            raise ValueError(f"the scheduler's config asks for {name} = {config[name]!r}, built is {' or '.join(repr(value) for value in values if value is not None or len(values) == 1)}: use the scheduler of an IF checkpoint")
     T, kind = number(config, "num_train_timesteps", 1000, 1, 100_000), config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         alpha_bar = schedule.cosine(T)

@@ -179,8 +179,9 @@ def _answered(response, repo: str, file: str, at_hub: bool) -> str:
 
 
 def _line(text: str) -> str:
-    """The first lines of an error as one, without passwords."""
-    return re.sub(r"//[^/@\s]+@", "//", re.sub(r"\bhf_\w+", "hf_...", " ".join(text.split())))[:200]
+    """The beginning and the end of an error as one line, without passwords."""
+    text = re.sub(r"//[^/@\s]+@", "//", re.sub(r"\bhf_\w+", "hf_...", " ".join(text.split())))
+    return text if len(text) < 200 else f"{text[:100]} ... {text[-100:]}"
 
 
 def _login() -> str:
