@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_noise, eps_from_velocity
 
+
 def labelled(unet: nn.Module, c: Tensor | None, alpha_bar: Tensor, classes: int = 0, target: str = "eps") -> Denoiser:
     """The digits' U-Net as a denoiser.
 

@@ -13,9 +13,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-DATA = (
-    Path(__file__).resolve().parent.parent / "data"
-)  # beside the package: minidiff is installed with `pip install -e .`
+from minidiff.shipped import DATA
 
 
 def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class View:
             )
 
 
-def moved(name: str, move: Callable[[Tensor], Tensor]) -> View:
+def permutation(name: str, move: Callable[[Tensor], Tensor]) -> View:
     """The view that moves pixels as `move` moves the entries of a table (H, W); the way back is the inverse permutation."""
 
     @cache
@@ -83,7 +83,7 @@ def patches(n: int = 4, seed: int = 0) -> View:
         grid = grid[order].view(n, n, h, w).transpose(1, 2).reshape(n * h, n * w)
         return table.index_put((torch.arange(n * h)[:, None], torch.arange(n * w)), grid)
 
-    return moved("patches", move)
+    return permutation("patches", move)
 
 
 def jigsaw(seed: int = 0) -> View:
@@ -115,7 +115,7 @@ def jigsaw(seed: int = 0) -> View:
         goal = torch.stack([table.rot90(-k) for k in range(4)]).gather(0, turns[None])
         return goal.flatten().argsort().view(table.shape)
 
-    return moved("jigsaw", lambda table: move(table) if table.shape[0] == table.shape[1] else table.T)
+    return permutation("jigsaw", lambda table: move(table) if table.shape[0] == table.shape[1] else table.T)
 
 
 def _skew(table: Tensor) -> Tensor:
@@ -143,14 +143,14 @@ def views(seed: int = 0) -> dict[str, View]:
     """All views by name; turns are counter-clockwise. `seed` is that of pixels (another image size, another shuffle), patches and jigsaw."""
     known = [
         View("identity", _identity, _identity),
-        moved("vflip", lambda table: table.flip(0)),  # as in water
-        moved("hflip", lambda table: table.flip(1)),
-        moved("rot90", lambda table: table.rot90(1)),
-        moved("rot180", lambda table: table.rot90(2)),
-        moved("rot270", lambda table: table.rot90(3)),
-        moved("transpose", lambda table: table.T),
+        permutation("vflip", lambda table: table.flip(0)),  # as in water
+        permutation("hflip", lambda table: table.flip(1)),
+        permutation("rot90", lambda table: table.rot90(1)),
+        permutation("rot180", lambda table: table.rot90(2)),
+        permutation("rot270", lambda table: table.rot90(3)),
+        permutation("transpose", lambda table: table.T),
         View("negate", _identity, _identity, sign=-1),
-        moved(
+        permutation(
             "pixels",
             lambda table: table.flatten()[
                 torch.randperm(table.numel(), generator=_generator(seed))
@@ -158,9 +158,9 @@ def views(seed: int = 0) -> dict[str, View]:
         ),
         patches(4, seed),
         jigsaw(seed),
-        moved("skew", _skew),  # columns slide down, the more the further right, and come in again at the top
-        moved("hinge", _hinge),  # 3 x 3 squares, neighbours turn a quarter in opposite directions
-        moved("circle", _circle),  # a disc, 3/4 of the image wide, turns upside down
+        permutation("skew", _skew),  # columns slide down, the more the further right, and come in again at the top
+        permutation("hinge", _hinge),  # 3 x 3 squares, neighbours turn a quarter in opposite directions
+        permutation("circle", _circle),  # a disc, 3/4 of the image wide, turns upside down
     ]
     return {view.name: view for view in known}
 
