@@ -3,8 +3,9 @@
 LESSONS
 `--out NAME.png` is a picture (its settings are in the file), `--out NAME.safetensors` or `.npz` the arrays `images`
 (N, C, H, W) in [0, 1] and, of digits, `labels` (N,), −1 for none; or of an illusion (N, V), a label for each reading.
-Besides, edit has `original` and the `levels` (N,) it began at, inpaint `original` and `mask` (1 is repainted), an illusion `views`
-(N, V, C, H, W), and hybrid `small`. `torchrun --nproc_per_node=N sample.py ...` draws the same images on N processes.
+Besides, edit has `original` and the `levels` (N,) it began at, inpaint `original` and `mask` (1 is repainted), an
+illusion `views` (N, V, C, H, W), and hybrid `small`. `torchrun --nproc_per_node=N sample.py ...` draws the same images
+on N processes.
 """
 
 import argparse
@@ -39,11 +40,14 @@ OF_PROMPTS = ("dtype", "bank", "encoder", "noise_level", "upscale", "upscale_ste
 
 
 def parameters(lesson) -> list[tuple[inspect.Parameter, str]]:
-    """All that can be asked of a lesson, with what its docstring, Walk's or load's says of it: its own arguments come first."""
+    """All that can be asked of a lesson, with what its docstring, Walk's or load's says of it: its own arguments come
+    first."""
     own = [p for p in inspect.signature(lesson).parameters.values() if p.name != "walk"]
     taken, found = {p.name for p in own}, [(p, about(lesson.__doc__, p.name)) for p in own]
     if "walk" in inspect.signature(lesson).parameters:
-        found += [(p, about(Walk.__doc__, p.name)) for p in inspect.signature(Walk).parameters.values() if p.name not in taken]
+        found += [
+            (p, about(Walk.__doc__, p.name)) for p in inspect.signature(Walk).parameters.values() if p.name not in taken
+        ]
     if "model" in taken:
         digits = typing.get_origin(inspect.signature(lesson).parameters["model"].annotation) is typing.Annotated
         options = [p for p in inspect.signature(load).parameters.values() if p.name in OF_PROMPTS and not digits]
@@ -59,12 +63,21 @@ def about(docstring: str, name: str) -> str:
 
 
 def add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
-    """An argument of a lesson as an argument of the command line: its type from its annotation, its default in its help."""
+    """An argument of a lesson as an argument of the command line: its type from its annotation, its default in its
+    help."""
     name, kinds = parameter.name, _kinds(parameter.annotation)
     optional = parameter.default is not inspect.Parameter.empty
     how = {"default": argparse.SUPPRESS, "help": text}
-    if optional and parameter.default not in (None, False, ()) and isinstance(parameter.default, int | float | str | list | tuple):
-        default = parameter.default if isinstance(parameter.default, int | float | str) else " ".join(map(str, parameter.default))
+    if (
+        optional
+        and parameter.default not in (None, False, ())
+        and isinstance(parameter.default, int | float | str | list | tuple)
+    ):
+        default = (
+            parameter.default
+            if isinstance(parameter.default, int | float | str)
+            else " ".join(map(str, parameter.default))
+        )
         how["help"] += f" (default {default})"
     if kinds == {bool}:
         how["action"] = "store_true"
@@ -73,7 +86,11 @@ def add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str
         how |= {"type": number} if number else {}
         several = bool(kinds & {list, tuple, torch.Tensor}) or typing.get_origin(parameter.annotation) is list
         how |= {"nargs": "+"} if several else {"nargs": "?", "const": BARE[name]} if name in BARE else {}
-    if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and not isinstance(parameter.default, bool) and name in POSITIONAL:
+    if (
+        parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        and not isinstance(parameter.default, bool)
+        and name in POSITIONAL
+    ):
         nargs = ("*" if optional else "+") if how.get("nargs") == "+" else ("?" if optional else None)
         parser.add_argument(name, **how | {"nargs": nargs})
         return
@@ -81,7 +98,12 @@ def add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str
     parser.add_argument(*flags, dest=name, **how)
 
 
-POSITIONAL = {p.name for lesson in LESSONS for p in inspect.signature(lesson).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD}
+POSITIONAL = {
+    p.name
+    for lesson in LESSONS
+    for p in inspect.signature(lesson).parameters.values()
+    if p.kind is p.POSITIONAL_OR_KEYWORD
+}
 
 
 def _kinds(annotation) -> set:
@@ -134,7 +156,9 @@ def check_out(asked: dict) -> None:
     if out.suffix not in suffixes:
         raise ValueError(f"--out must be a name that ends in {' or '.join(suffixes)}, got {out}")
     if out.suffix == ".png" and asked.get("n", 0) > 10_000:
-        raise ValueError(f"a picture holds at most 10000 images, got -n {asked['n']}: write arrays with --out NAME.safetensors")
+        raise ValueError(
+            f"a picture holds at most 10000 images, got -n {asked['n']}: write arrays with --out NAME.safetensors"
+        )
     if asked.get("picture") and out.resolve() == Path(asked["picture"]).resolve():
         raise ValueError(f"--out {out} would take the place of your picture: give another name")
     for path in (out, *([out.with_suffix(".gif")] if asked.get("gif") else [])):
@@ -146,7 +170,9 @@ def draw(lesson, asked: dict, device: torch.device) -> Result:
     takes = inspect.signature(lesson).parameters
     values = {name: value for name, value in asked.items() if name in takes}
     if "walk" in takes:
-        walk = {field.name: asked[field.name] for field in fields(Walk) if field.name in asked and field.name not in takes}
+        walk = {
+            field.name: asked[field.name] for field in fields(Walk) if field.name in asked and field.name not in takes
+        }
         values["walk"] = Walk(**walk)
     if "model" in takes:
         name = asked.get("model") or takes["model"].default or suits(asked.get("words", asked.get("near")))
@@ -186,12 +212,20 @@ def command(argv: list[str]) -> None:
     if not is_first():
         return
     walked = result.walk.settings() if result.walk else {}
-    settings = asked | walked | {"device": str(device), "prompts": list(result.prompts)}
-    written = save(result, asked, {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()})
+    defaults = {p.name: p.default for p, _ in parameters(NAMED[asked["lesson"]]) if p.default is not p.empty}
+    settings = defaults | asked | walked | result.settled | {"device": str(device), "prompts": list(result.prompts)}
+    plain = {
+        k: v if isinstance(v, str | int | float | list | tuple | None) else str(v)
+        for k, v in settings.items()
+        if k != "walk"
+    }
+    written = save(result, asked, plain)
     print(result.summary)
     if written:
         seed = walked.get("seed", asked.get("seed", 137))
-        print(f"{asked.get('model', '')} seed {seed}, {device}, {time.monotonic() - started:.1f} s -> {' and '.join(map(str, written))}".lstrip())
+        model = f"{plain['model']}, " if plain.get("model") else ""
+        took = time.monotonic() - started
+        print(f"{model}seed {seed}, {device}, {took:.1f} s -> {' and '.join(map(str, written))}")
     if not argv:
         print("next: python sample.py digits --digit 3 --gif, python sample.py guidance, python sample.py denoise")
 

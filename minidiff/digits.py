@@ -1,7 +1,7 @@
 """Chapter 16. Digits: from a file of train.py's to a model.
 
-The file answers every question about itself: its metadata hold the settings of the run (see train.py for their names), so
-the scripts ask for no flag that it answers. Next: networks/if_unet.py.
+The file answers every question about itself: its metadata hold the settings of the run (see train.py for their names),
+so the scripts ask for no flag that it answers. Next: networks/if_unet.py.
 """
 
 import math
@@ -32,7 +32,12 @@ def network(settings: dict, device: torch.device | str = "cpu") -> nn.Module:
     """The untrained network of a run's settings. Raises ValueError for values that no run has."""
     low, high, scale = *(float(value) for value in settings["pixels"]), float(settings.get("scale", 1))
     target = settings.get("target", "image")
-    if not low < high or not math.isfinite(high - low) or not math.isfinite(scale) or target not in ("eps", "velocity", "image"):
+    if (
+        not low < high
+        or not math.isfinite(high - low)
+        or not math.isfinite(scale)
+        or target not in ("eps", "velocity", "image")
+    ):
         raise ValueError(f"pixels {low} to {high}, scale {scale}, target {target!r}")
     with torch.device(device):
         if settings["task"] == "classifier":
@@ -102,8 +107,12 @@ def load_digits(name: str | Path, device: torch.device | str = "cpu", tasks: tup
     guide = None
     if settings.get("guide") is not None:
         other = load_digits(settings["guide"], device, ("time", "class"))
-        if not torch.equal(other.alpha_bar, schedule(settings)) or list(other.pixels) != [*map(float, settings["pixels"])]:
-            raise ValueError(f"{name} is guided away from {settings['guide']}, which has another schedule or range of pixels")
+        if not torch.equal(other.alpha_bar, schedule(settings)) or list(other.pixels) != [
+            *map(float, settings["pixels"])
+        ]:
+            raise ValueError(
+                f"{name} is guided away from {settings['guide']}, which has another schedule or range of pixels"
+            )
         guide = other.denoiser(scale=1)
     return model(str(name), unet, settings, guide)
 
@@ -113,21 +122,28 @@ def load_network(name: str | Path, tasks: tuple[str, ...]) -> tuple[nn.Module, d
 
     name:  mnist-class, … or the path of a file
     tasks: the kinds that the caller can use
-    Raises ValueError when there is no such file, when it is damaged, of another kind, or holds numbers that are not finite.
+    Raises ValueError when there is no such file, when it is damaged, of another kind, or holds numbers that are not
+    finite.
     """
     path = Path(name) if Path(name).suffix == ".safetensors" else WEIGHTS / f"{name}.safetensors"
     tensors, settings = load_tensors(path)
     if settings.get("task") not in tasks:
         kind = settings.get("task")
-        raise ValueError(f"{name} holds a network of kind {kind!r}, expected {' or '.join(tasks)}: choose another model")
+        raise ValueError(
+            f"{name} holds a network of kind {kind!r}, expected {' or '.join(tasks)}: choose another model"
+        )
     try:
         unet = network(settings, "meta")  # names and shapes alone: nothing is allocated before they fit
         unet.load_state_dict(tensors, assign=True)
         schedule(settings)
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} does not hold the network that its settings describe ({why}): download it again") from None
+        raise ValueError(
+            f"{path} does not hold the network that its settings describe ({why}): download it again"
+        ) from None
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise ValueError(f"{path} holds numbers that are not finite (in {key}): train it again from an earlier state")
+            raise ValueError(
+                f"{path} holds numbers that are not finite (in {key}): train it again from an earlier state"
+            )
     return unet.eval().requires_grad_(False), settings

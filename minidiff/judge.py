@@ -1,20 +1,20 @@
-"""Chapter 24. Judging: is a picture what it is to be, does it look like a digit at all, and are many as varied as real ones?
+"""Chapter 24. Judging: is a picture what it is meant to be, is it like real ones, and are many as varied as real ones?
 
-A classifier (networks/mnist_classifier.py) reads a digit in every picture, so being read right is not enough. Its features say
-whether the picture lies where real digits lie:
+A classifier (networks/mnist_classifier.py) reads a digit in every picture, so being read right is not enough. Its features
+say whether the picture lies where real digits lie:
 
-    read        argmax_c p(c | x)                                                the digit
-    plausible   d_5(x) <= the 99th percentile of d_5 of real digits              is it among the real ones?
-    Fréchet     |μ_1 − μ_2|² + tr(Σ_1 + Σ_2 − 2 (Σ_1 Σ_2)^½)                     of many pictures' features      (FID Eq. 6)
+    read        argmax_c p(c | x)                                      the digit
+    plausible   d_5(x) <= the 99th percentile of d_5 of real digits    is it among the real ones?
+    Fréchet     |μ_1 − μ_2|² + tr(Σ_1 + Σ_2 − 2 (Σ_1 Σ_2)^½)           of many pictures' features          (FID Eq. 6)
 
-d_5(x) is the distance from the features of x to the 5th nearest of the 10,000 test digits'; for the percentile each test digit
-is compared with the 9,999 others. Of two digits laid over each other 45 % are plausible, so ask what is read as well.
+d_5(x) is the distance from the features of x to the 5th nearest of the 10,000 test digits'; for the percentile each test
+digit is compared with the 9,999 others. Of two digits laid over each other 45 % are plausible, so ask what is read, too.
 
-An illusion is scored by a matrix S, one for each picture: S_ij says how well view i reads as prompt j (a log-probability, or a
-cosine of embeddings).
+An illusion is scored by a matrix S, one for each picture: S_ij says how well view i reads as prompt j (a log-probability,
+or a cosine of embeddings).
 
-    alignment    min_i S_ii                                                 the worst view: is every prompt there?      (VA)
-    concealment  ½ (tr softmax_rows(S/τ) + tr softmax_columns(S/τ)) / N     each prompt in its own view alone?          (VA)
+    alignment    min_i S_ii                                            the worst view                             (VA)
+    concealment  ½ (tr softmax_rows(S/τ) + tr softmax_columns(S/τ)) / N     each prompt in its own view alone?    (VA)
 
 VA: see views.py. FID = Heusel et al. 2017, arXiv 1706.08500.
 """
@@ -46,13 +46,16 @@ class Reader:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier decides by: images (N, 1, 28, 28) in [0, 1] -> (N, D). Raises ValueError for another shape or range, or numbers that are not finite."""
+        """What the classifier decides by: images (N, 1, 28, 28) in [0, 1] -> (N, D).
+
+        Raises ValueError for another shape or range, or numbers that are not finite.
+        """
         if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or len(images) == 0:
             raise ValueError(f"expected images (N, 1, 28, 28), got {tuple(images.shape)}: resize or crop them")
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"expected pixels in [0, 1], got {low:g} to {high:g}: map the network's range to it, and check that all are finite"
+                f"expected pixels in [0, 1], got {low:g} to {high:g}: map the network's range to it"
             )
         weight = self.classifier.read.weight
         return torch.cat([self.classifier.features(part.to(weight)).float().cpu() for part in images.split(AT_A_TIME)])
@@ -116,7 +119,10 @@ def _real_digits(reader: Reader, digest: str) -> RealDigits:
 
 
 def to_nearest(features: Tensor, others: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """The distance to the k-th nearest of the others: (N, D), (M, D) -> (N,) float64. Raises ValueError unless 1 <= k <= M."""
+    """The distance to the k-th nearest of the others: (N, D), (M, D) -> (N,) float64.
+
+    Raises ValueError unless 1 <= k <= M.
+    """
     if not 1 <= k <= len(others):
         raise ValueError(f"k must be between 1 and the {len(others)} others, got {k}")
     return torch.cat(
@@ -132,8 +138,8 @@ def plausible(features: Tensor, real: RealDigits) -> Tensor:
 def rank_digits(seen: Tensor, labels: list[int], lifelike: int) -> Tensor:
     """A score for each illusion of digits, higher is better: (N, V, 1, 28, 28) in [0, 1], V labels -> (N,).
 
-    The log-probability of the worst view (`alignment`), less how far the least lifelike of the first `lifelike` views is from
-    real digits, where 1 is as far as real digits are at most (`plausible`).
+    The log-probability of the worst view (`alignment`), less how far the least lifelike of the first `lifelike` views
+    is from real digits, where 1 is as far as real digits are at most (`plausible`).
     """
     reader = load_reader()
     real = real_digits(reader)
@@ -155,7 +161,8 @@ def alignment(S: Tensor) -> Tensor:
 def concealment(S: Tensor, temperature: float = 1.0) -> Tensor:
     """How surely views and prompts find each other, both ways: (B, N, N) -> (B,), from 0 over 1/N (by chance) to 1.
 
-    temperature: τ; 1 for log-probabilities, 0.01 for CLIP's cosines. Raises ValueError when S is not square, or τ not above 0.
+    temperature: τ; 1 for log-probabilities, 0.01 for CLIP's cosines. Raises ValueError when S is not square, or τ not
+                 above 0.
     """
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}")
@@ -166,9 +173,9 @@ def concealment(S: Tensor, temperature: float = 1.0) -> Tensor:
 def frechet(a: Tensor, b: Tensor) -> float:
     """The Fréchet distance of two sets of features, (N, D) and (M, D). Computed in float64, on the CPU.
 
-    With Σ = RᵀR (R of a QR decomposition of the centred features) tr (Σ_1 Σ_2)^½ is the sum of the singular values of R_1 R_2ᵀ: no
-    root of a matrix is taken, and a set against itself gives 0. Fewer features than D + 1, or few pictures, bias it upwards:
-    compare like with like. Raises ValueError unless both are finite, have one D, and at least 2 rows.
+    With Σ = RᵀR (R of a QR decomposition of the centred features) tr (Σ_1 Σ_2)^½ is the sum of the singular values of
+    R_1 R_2ᵀ: no root of a matrix is taken, and a set against itself gives 0. Fewer features than D + 1, or few pictures, bias it
+    upwards: compare like with like. Raises ValueError unless both are finite, have one D, and at least 2 rows.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(

@@ -1,8 +1,9 @@
 """Chapter 15. Models: a network with all that a walk needs to know of it, whatever it draws.
 
-One frozen record stands for the digits' U-Net with its labels and for DeepFloyd IF with its prompts: a network, and for every
-*word* ("7", "an oil painting of a fox") the condition that the network is given for it. The word "" is none: the half that
-guidance leads away from. A network without words has no such half; a worse version of itself, its `guide`, will do (AG).
+One frozen record stands for the digits' U-Net with its labels and for DeepFloyd IF with its prompts: a network, and for
+every *word* ("7", "an oil painting of a fox") the condition that the network is given for it. The word "" is none: the
+half that guidance leads away from. A network without words has no such half; a worse version of itself, its `guide`,
+will do (AG).
 
 AG = Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", arXiv 2406.02507. Next: digits.py.
 """
@@ -91,7 +92,10 @@ class Model:
         return f"Model({self.name}: {draws}, {' x '.join(map(str, self.shape))}, {levels}, on {self.device})"
 
     def known(self, words: Words, n: int | None = None) -> list[str]:
-        """The words as texts. Raises ValueError for one that the model does not know, and for another number than 1 or n."""
+        """The words as texts.
+
+        Raises ValueError for one that the model does not know, and for another number than 1 or n.
+        """
         words = texts(words)
         for word in words if self.words is not None else ():
             if word not in ("", *self.words):
@@ -104,7 +108,10 @@ class Model:
     # ------------------------------------------------------------------------------------------------ the maths level
 
     def denoiser(self, words: Words = "", scale: float | None = None) -> Denoiser:
-        """The guided denoiser of these words: one for all images, or one each. Raises ValueError for an unknown word."""
+        """The guided denoiser of these words: one for all images, or one each.
+
+        Raises ValueError for an unknown word.
+        """
         return self.formula([words], scale=scale)
 
     def formula(
@@ -132,14 +139,19 @@ class Model:
         return (sequential if one_by_one or self.guide is not None else one_forward)(self.network, build)
 
     def timesteps(self, steps: int | str | None = None, sampler: str = "dpm", start: int | None = None) -> list[int]:
-        """The falling levels of a walk from `start` (None: pure noise) to 0. Raises ValueError for steps that do not fit."""
+        """The falling levels of a walk from `start` (None: pure noise) to 0.
+
+        Raises ValueError for steps that do not fit.
+        """
         self._walks()
         return self.levels(steps, sampler, start)
 
     def settled(self, walk: Walk) -> Walk:
         """The walk with the model's own sampler, scale and batch where it has none."""
         if walk.scale is not None and self.words == () and self.guide is None:
-            raise ValueError(f"{self.name} has neither labels nor a guide to be guided by, got scale {walk.scale}: leave it out")
+            raise ValueError(
+                f"{self.name} has neither labels nor a guide to be guided by, got scale {walk.scale}: leave it out"
+            )
         return walk.default(sampler="dpm", scale=self.scale, batch=self.batch)
 
     # ---------------------------------------------------------------------------------------------------- many images
@@ -200,7 +212,8 @@ class Model:
         return self.to_unit(x), [self.to_unit(state) for state in states]
 
     def prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine = only) -> None:
-        """Ask for memory and weights before the first step: stage II's plan, then the plan of n images, then the prompts."""
+        """Ask for memory and weights before the first step: stage II's plan, then the plan of n images, then the
+        prompts."""
         terms = [self.known(words) for words in terms]
         words = list(dict.fromkeys(["", *(word for words in terms for word in words)]))
         if self.words is None:
@@ -221,7 +234,8 @@ class Model:
         walk: Walk = Walk(),
         show: bool = True,
     ) -> Tensor:
-        """Images (N, 3, h, w) in [0, 1] enlarged by stage II, which walks the same formula; as they are where there is none.
+        """Images (N, 3, h, w) in [0, 1] enlarged by stage II, which walks the same formula; as they are where there is
+        none.
 
         views: what a term sees through a view, it sees through it in the low resolution too
         keep:  (1 - mask, x_orig): where the mask is 0, the images stay x_orig (N, 3, H, W) in [-1, 1]
@@ -271,7 +285,8 @@ class Model:
         return self.formula(words, combine, walk.scale, walk.sequential, lows)
 
     def picture(self, path) -> Tensor:
-        """A picture of yours, (1, C, H, W) in `pixels`: its centre, scaled; for digits, ink on paper becomes light on black."""
+        """A picture of yours, (1, C, H, W) in `pixels`: its centre, scaled; for digits, ink on paper becomes light on
+        black."""
         from minidiff import pictures  # Pillow is needed by those who read pictures alone
 
         x = pictures.read(path, self.shape[1:], self.shape[0], *self.pixels)
@@ -284,7 +299,9 @@ class Model:
 
     def _walks(self) -> None:
         if self.alpha_bar is None:
-            raise ValueError(f"{self.name} denoises in one step and has no levels to walk: use its `unet`, or load mnist-class")
+            raise ValueError(
+                f"{self.name} denoises in one step and has no levels to walk: use its `unet`, or load mnist-class"
+            )
 
     def _path(self, terms: Sequence[Sequence[str]], walk: Walk, combine: Combine, levels: list[int]):
         def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
@@ -311,7 +328,8 @@ class Model:
         return lambda net: combine([guided(net, words, low) for words, low in zip(terms, lows, strict=True)])
 
     def _rows(self, terms: Sequence[list[str]], walk: Walk, combine: Combine) -> int:
-        """How many rows the formula asks of the network for one image: run against a network that counts and answers zero."""
+        """How many rows the formula asks of the network for one image: run against a network that counts and answers
+        zero."""
         x, rows = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0)), []
 
         def counting(x_t: Tensor, t: int, c: Any) -> tuple[Tensor, None]:
@@ -319,7 +337,9 @@ class Model:
             return torch.zeros_like(x_t), None
 
         firsts = [words[:1] for words in terms]
-        names = {word: torch.tensor([k]) for k, word in enumerate(["", *dict.fromkeys(word for [word] in firsts if word)])}
+        names = {
+            word: torch.tensor([k]) for k, word in enumerate(["", *dict.fromkeys(word for [word] in firsts if word)])
+        }
         one_forward(counting, self._builder(firsts, combine, walk.scale, names))(x, 1)
         return rows[0]
 

@@ -25,7 +25,8 @@ def load(
 ) -> Model:
     """A model by its name.
 
-    name:          a shipped one (see `names`), a .safetensors file of train.py's, a folder in the hub's layout, owner/name on the hub
+    name:          a shipped one (see `names`), a .safetensors file of train.py's, a folder in the hub's layout,
+                   owner/name on the hub
     device:        cpu, cuda, mps
     dtype:         of a prompted model's weights: float32, bfloat16 or float16; default float32, on CUDA float16
     bank:          the prompt bank, a .safetensors file: looked into before T5 is asked, and added to
@@ -40,16 +41,25 @@ def load(
     if is_of_digits(name):
         for option, value in given.items():
             if value is not None:
-                raise ValueError(f"{option} is for models of prompts, {name} draws digits: leave it out, or choose another model")
+                raise ValueError(
+                    f"{option} is for models of prompts, {name} draws digits: leave it out, or choose another model"
+                )
         return load_digits(name, device)
     if upscale_steps is not None and upscale is None:
-        raise ValueError(f"upscale_steps is for stage II, got {upscale_steps} without upscale: leave it out, or name a stage II")
+        raise ValueError(
+            f"upscale_steps is for stage II, got {upscale_steps} without upscale: leave it out, or name a stage II"
+        )
     options = {"dtype": _dtype(dtype), "bank": _bank(bank), "say": say}
     level, large = 250 if noise_level is None else noise_level, None
     if upscale is not None:
         try:
             large = load_prompted(
-                _place(upscale), device, **options, encoder=encoder or _place(name), noise_level=level, steps=upscale_steps
+                _place(upscale),
+                device,
+                **options,
+                encoder=encoder or _place(name),
+                noise_level=level,
+                steps=upscale_steps,
             )
             if large.low is None:
                 raise ValueError(f"{upscale} is a stage I, expected a stage II, like DeepFloyd/IF-II-M-v1.0")
@@ -71,7 +81,7 @@ def is_of_digits(name: str | Path) -> bool:
         return True
     if "/" not in name and "\\" not in name and name not in names() and not Path(name).is_dir():
         raise ValueError(
-            f"expected a model {', '.join(names())}, a .safetensors file, a folder or owner/name on the hub, got {name!r}"
+            f"expected {', '.join(names())}, a .safetensors file, a folder or owner/name on the hub, got {name!r}"
         )
     return False
 

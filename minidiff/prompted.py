@@ -1,8 +1,8 @@
 """Chapter 22. Prompted models: from a folder or a name on the hub to a model that draws what a text says.
 
-Only the configs are read when the model is made. What weighs something comes when a prompt is needed, in the order that takes
-the least memory: plan, encode the prompts (T5, block by block), let T5 go, load the U-Net, let go of its weights for text.
-A prompt that comes later is encoded then. Next: pretrained.py.
+Only the configs are read when the model is made. What weighs something comes when a prompt is needed, in the order that
+takes the least memory: plan, encode the prompts (T5, block by block), let T5 go, load the U-Net, let go of its weights
+for text. A prompt that comes later is encoded then. Next: pretrained.py.
 """
 
 import math
@@ -56,7 +56,9 @@ class Weights:
     def plan(self, rows: int, words: Sequence[str]) -> None:
         """Raises ValueError when a forward pass of so many rows, or T5 before it, does not fit into memory."""
         text_config, stored = None, prompts.load_bank(self.bank) if self.bank else {}
-        if any(word not in self.vectors and (prompts.plain(word), self._encoder_name()) not in stored for word in words):
+        if any(
+            word not in self.vectors and (prompts.plain(word), self._encoder_name()) not in stored for word in words
+        ):
             if self.bank:
                 check_writable(self.bank)
             with suppress(ValueError):  # a model without text encoder: `embed` says so, and what is nearest in the bank

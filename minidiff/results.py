@@ -27,6 +27,7 @@ class Result:
     across:  images in a row of a grid
     frames:  of the animation, (N, C, H, W) each
     walk:    as it was walked
+    settled: other values that were not given, as the lesson chose them
     prompts: a word for each image, where there are any
     bank:    the prompts' vectors, of the lesson that encodes them
     """
@@ -41,6 +42,7 @@ class Result:
     across: int = 10
     frames: Sequence[Tensor] = ()
     walk: Walk | None = None
+    settled: dict = field(default_factory=dict)
     prompts: Sequence[str] = ()
     bank: dict | None = None
 
@@ -81,5 +83,5 @@ def labels_of(terms: Sequence[Sequence[str]], n: int) -> Tensor:
 
 
 def counted(n: int, noun: str) -> str:
-    """"1 digit", "2 digits"."""
+    """ "1 digit", "2 digits"."""
     return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,7 +1,8 @@
 """Chapter 14. Walks: how are n images drawn, whatever draws them?
 
-In batches, with one generator of noise an image: image k is the same in batches of any size, and for any number of processes
-(to 1e-6: the kernels of matrix products depend on the batch). `torchrun` shares the images over its processes.
+In batches, with one generator of noise an image: image k is the same in batches of any size, and for any number of
+processes (to 1e-6: the kernels of matrix products depend on the batch). `torchrun` shares the images over its
+processes.
 Next: model.py.
 """
 
@@ -16,7 +17,9 @@ from minidiff.machine import gathered, is_first, shared
 from minidiff.sampling import Noise, Step, ddim_step, ddpm_large_step, ddpm_step, dpm_step, noise_per_image, seeded
 
 SAMPLERS = {"dpm": dpm_step, "ddim": ddim_step, "ddpm": ddpm_step, "ddpm-large": ddpm_large_step}
-Path = Callable[[range, Noise], Iterator[tuple[int, Tensor]]]  # the walk of the images in a part of range(n), from their noise
+Path = Callable[
+    [range, Noise], Iterator[tuple[int, Tensor]]
+]  # the walk of the images in a part of range(n), from their noise
 
 
 @dataclass(frozen=True)

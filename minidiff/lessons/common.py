@@ -14,7 +14,10 @@ PROMPT = "a high quality photo"  # the course's prompt for nothing in particular
 
 
 def opened(model: Model | str | None, words: Words | None = None) -> Model:
-    """The model, loaded when it is given by its name. None: that of the digits when the words are digits, else that of prompts."""
+    """The model, loaded when it is given by its name.
+
+    None: that of the digits when the words are digits, else that of prompts.
+    """
     if isinstance(model, Model):
         return model
     return load(model or suits(words))
@@ -30,7 +33,7 @@ def opened_digits(model: Model | str, lesson: str) -> Model:
     """A model of digits. Raises ValueError for one of prompts."""
     model = opened(model)
     if model.words is None:
-        raise ValueError(f"{lesson} is a lesson on digits, got the model {model.name}: name {DIGITS}, mnist-time or a file of train.py's")
+        raise ValueError(f"{lesson} is a lesson on digits, got {model.name}: name {DIGITS}, mnist-time or a file of train.py's")
     return model
 
 

@@ -34,13 +34,19 @@ def digits(
     x, states = model.from_noise([labels], n, walk, only, watch=gif)
     x = x if threshold is None else torch.where(x < threshold, 0.0, x)
     guided = f", guidance {walk.scale:g}" if any(labels) or model.guide else ""
-    summary = f"{counted(n, 'digit')}, {walk.sampler}, {len(model.timesteps(walk.steps, walk.sampler)) - 1} steps{guided}"
+    summary = (
+        f"{counted(n, 'digit')}, {walk.sampler}, {len(model.timesteps(walk.steps, walk.sampler)) - 1} steps{guided}"
+    )
     across = len(asked) if words is not None and len(asked) > 1 else 10
     columns = tuple(asked) if any(labels) and len(asked) == across else ()
-    return Result(summary, x, labels_of([labels], n), columns=columns, across=across, frames=states, walk=walk, prompts=labels)
+    return Result(
+        summary, x, labels_of([labels], n), columns=columns, across=across, frames=states, walk=walk, prompts=labels
+    )
 
 
-def text(words: Words = PROMPT, *, n: int | None = None, gif: bool = False, model: OfAny = "picturebook", walk: Walk = Walk()) -> Result:
+def text(
+    words: Words = PROMPT, *, n: int | None = None, gif: bool = False, model: OfAny = "picturebook", walk: Walk = Walk()
+) -> Result:
     """Pictures of prompts.
 
     words: prompts, in turn
@@ -58,7 +64,16 @@ def text(words: Words = PROMPT, *, n: int | None = None, gif: bool = False, mode
     summary = f"{counted(n, 'picture')} of {', '.join(map(repr, prompts))}, {walk.sampler}, guidance {walk.scale:g}"
     across = len(prompts) if len(prompts) > 1 else min(n, 5)
     labels = None if of_prompts(model) else labels_of([each], n)
-    return Result(summary, x, labels, columns=tuple(in_turn(prompts, min(across, n))), across=across, frames=states, walk=walk, prompts=each)
+    return Result(
+        summary,
+        x,
+        labels,
+        columns=tuple(in_turn(prompts, min(across, n))),
+        across=across,
+        frames=states,
+        walk=walk,
+        prompts=each,
+    )
 
 
 def guidance(

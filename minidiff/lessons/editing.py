@@ -20,11 +20,18 @@ STARTS = [1, 3, 5, 7, 10, 20]  # where edit begins: indices into the course's li
 ARRAYS = (".safetensors", ".npz")
 
 
-def edit(picture: str | Path | None = None, *, words: Words | None = None, n: int = 4, model: OfAny = None, walk: Walk = Walk()) -> Result:
+def edit(
+    picture: str | Path | None = None,
+    *,
+    words: Words | None = None,
+    n: int = 4,
+    model: OfAny = None,
+    walk: Walk = Walk(),
+) -> Result:
     """SDEdit: noise a picture to a level and walk back: from little noise a touch, from much another picture.
 
-    One column for each start of the course, from much noise to little; its levels are those where as much signal ᾱ is left
-    as in the course, whose schedule keeps more of it at the same share of T.
+    One column for each start of the course, from much noise to little; its levels are those where as much signal ᾱ is
+    left as in the course, whose schedule keeps more of it at the same share of T.
 
     picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: one of ours
     words:   what it is to be: a digit (default: no label) or a prompt
@@ -34,7 +41,9 @@ def edit(picture: str | Path | None = None, *, words: Words | None = None, n: in
     model = opened(model, words)
     walk = walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)
     walk = model.settled(walk)
-    x_0, words, name = _originals(picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model)
+    x_0, words, name = _originals(
+        picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model
+    )
     if of_prompts(model) and walk.steps is None and walk.sampler != "dpm":
         levels = strided(991, 30)  # the course's own list
     else:
@@ -71,11 +80,13 @@ def inpaint(
 ) -> Result:
     """Repaint a part of a digit or of a picture; the rest stays, noised to the level of each step.
 
-    picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: test digits, or one of ours
+    picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: test digits, or
+             one of ours
     words:   what it is to be: a digit (of test digits: their own label) or a prompt
     n:       how many images
     mask:    what to repaint: x0,y0,x1,y1 in pixels of the network, or a picture, white there; default the lower half
-    rounds:  how often each step is taken: 1 is plain (default for prompts), more heal the seam (RePaint; default for digits 4)
+    rounds:  how often each step is taken: 1 is plain (default for prompts), more heal the seam (RePaint; default for
+             digits 4)
     """
     at_least_one(n)
     if rounds is not None and not 1 <= rounds <= 1000:
@@ -86,7 +97,10 @@ def inpaint(
     rounds = rounds or (1 if of_prompts(model) else 4)
     x_0, words, name = _originals(picture, words, n, model)
     H, W = model.shape[1:]
-    m, levels = pictures.mask(mask or f"0,{H // 2},{W},{H}", (H, W), of=picture), model.timesteps(walk.steps, walk.sampler)
+    m, levels = (
+        pictures.mask(mask or f"0,{H // 2},{W},{H}", (H, W), of=picture),
+        model.timesteps(walk.steps, walk.sampler),
+    )
     model.prepare([words], n, walk)
 
     def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
@@ -103,10 +117,27 @@ def inpaint(
     shown = beside(original, original.lerp(torch.tensor(0.5), m), x)
     labels = None if of_prompts(model) else labels_of([words], n)
     summary = f"{name}, {float(m.mean()):.0%} repainted, {counted(rounds, 'round')}"
-    return Result(summary, x, labels, {"original": original, "mask": m}, shown, ("original", "mask", "result"), walk=walk, prompts=words)
+    return Result(
+        summary,
+        x,
+        labels,
+        {"original": original, "mask": m},
+        shown,
+        ("original", "mask", "result"),
+        walk=walk,
+        settled={"rounds": rounds},
+        prompts=words,
+    )
 
 
-def upscale(picture: str | Path | None = None, *, words: Words = PROMPT, n: int = 1, model: OfAny = "picturebook-II", walk: Walk = Walk()) -> Result:
+def upscale(
+    picture: str | Path | None = None,
+    *,
+    words: Words = PROMPT,
+    n: int = 1,
+    model: OfAny = "picturebook-II",
+    walk: Walk = Walk(),
+) -> Result:
     """Enlarge a picture with stage II.
 
     picture: any PNG, JPEG or WebP, its centre, or the arrays of another lesson (NAME.safetensors). Default: one of ours
@@ -123,7 +154,9 @@ def upscale(picture: str | Path | None = None, *, words: Words = PROMPT, n: int 
     if Path(picture).suffix in ARRAYS:
         x = files.load_arrays(picture).get("images")
         if x is None or x.ndim != 4 or x.shape[1] != 3 or len(x) == 0 or not 0 <= float(x.min()) <= float(x.max()) <= 1:
-            raise ValueError(f"{picture} holds no images (N, 3, H, W) in [0, 1]: give a picture, or the arrays of a model of prompts")
+            raise ValueError(
+                f"{picture} holds no images (N, 3, H, W) in [0, 1]: give a picture, or the arrays of a model of prompts"
+            )
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
@@ -134,7 +167,10 @@ def upscale(picture: str | Path | None = None, *, words: Words = PROMPT, n: int 
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:
-    """What to edit: the picture, n times, or n test digits with their own labels. (n, C, H, W), a word each, and a name for it."""
+    """What to edit: the picture, n times, or n test digits with their own labels.
+
+    (n, C, H, W), a word each, and a name for it.
+    """
     if picture is None:
         x_0, labels = test_digits(model, n, words)
         return x_0, [str(int(c)) if model.words else "" for c in labels], counted(n, "test digit")
@@ -146,7 +182,10 @@ def _originals(picture: str | Path | None, words: Words | None, n: int, model: M
 
 
 def _starts(model: Model, levels: list[int]) -> dict[int, int]:
-    """Start of the course -> index into the levels. In a walk of few steps two starts may be one level: then it is the first."""
+    """Start of the course -> index into the levels.
+
+    In a walk of few steps two starts may be one level: then it is the first.
+    """
     course = cosine(1000)[[991 - 30 * i for i in STARTS]]
     nearest = (model.alpha_bar[levels[:-1]] - course[:, None]).abs().argmin(1).tolist()
     first = dict(zip(nearest[::-1], STARTS[::-1]))

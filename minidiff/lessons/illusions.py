@@ -26,19 +26,24 @@ def anagram(
     model: OfAny = None,
     walk: Walk = Walk(),
 ) -> Result:
-    """One image, two or more digits or prompts: seen upright, and turned, mirrored, negated, shuffled (Visual Anagrams).
+    """One image, two or more digits or prompts: seen upright, and turned, mirrored, negated, shuffled (Visual
+    Anagrams).
 
     words:   digits or prompts, the first is seen upright
     view:    one for each word but the first
     weights: one for each word, more for one that is lost; default equal
-    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits 6
+    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits
+             6
     n:       how many images
     gif:     also the last view, as an animation
     """
     at_least_one(n)
     words, model, A = texts(words), opened(model, words), _views(view, walk.seed)
     _check(words, A, weights, model)
-    walk, terms = model.settled(walk if of_prompts(model) else walk.default(steps=10, scale=3)), [[word] for word in words]
+    walk, terms = (
+        model.settled(walk if of_prompts(model) else walk.default(steps=10, scale=3)),
+        [[word] for word in words],
+    )
 
     def combine(denoisers) -> illusions.Denoiser:
         return illusions.anagram(denoisers, A, weights)
@@ -46,13 +51,31 @@ def anagram(
     def seen_of(x: Tensor) -> Tensor:  # views are of pixels in [-1, 1]: a negative changes their sign
         return ((torch.stack([each.apply(2 * x - 1) for each in A], 1) + 1) / 2).clamp(0, 1)
 
-    x, kept = _best_of(model, terms, n, walk, combine, best_of or (1 if of_prompts(model) else 6), seen_of, len(terms))
+    best_of = best_of or (1 if of_prompts(model) else 6)
+    x, kept = _best_of(model, terms, n, walk, combine, best_of, seen_of, len(terms))
     seen = seen_of(model.enlarge(x, terms, combine, A, walk=walk))
-    names = [words[0]] + [f"{word} {a.name}" if len(word) == 1 else f"{a.name}: {word}" for word, a in zip(words[1:], A[1:])]
+    names = [words[0]] + [
+        f"{word} {a.name}" if len(word) == 1 else f"{a.name}: {word}" for word, a in zip(words[1:], A[1:])
+    ]
     moments = [(a, s) for a in A[1:] for s in torch.linspace(0, 1, 24).tolist()] if gif else []
     frames = [under_way(seen[:, 0], a, s, max(1, 112 // seen.shape[-1])) for a, s in moments]
-    labels, summary = None if of_prompts(model) else labels_of(terms, n), f"{counted(n, 'image')}{kept}, each {' and '.join(names)}"
-    return Result(summary, seen[:, 0], labels, {"views": seen}, seen, names, across=5, frames=frames, walk=walk, prompts=words)
+    labels, summary = (
+        None if of_prompts(model) else labels_of(terms, n),
+        f"{counted(n, 'image')}{kept}, each {' and '.join(names)}",
+    )
+    return Result(
+        summary,
+        seen[:, 0],
+        labels,
+        {"views": seen},
+        seen,
+        names,
+        across=5,
+        frames=frames,
+        walk=walk,
+        settled={"best_of": best_of},
+        prompts=words,
+    )
 
 
 def hybrid(
@@ -70,7 +93,8 @@ def hybrid(
     near:    the digit or prompt to be seen near by
     far:     the digit or prompt to be seen from afar
     sigma:   of the low pass, in pixels: more favours what is near; default 1.5 for digits, else 2 for 64 pixels
-    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits 12
+    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits
+             12
     n:       how many images
     """
     at_least_one(n)
@@ -97,11 +121,28 @@ def hybrid(
     shown = torch.stack([x, seen[:, 1], afar], 1)
     labels = None if of_prompts(model) else labels_of(terms, n)
     summary = f"{counted(n, 'image')}{kept}, each {near} near by and {far} from afar, sigma {sigma:g}"
-    return Result(summary, x, labels, {"views": seen, "small": small}, shown, names, walk=walk, prompts=[near, far])
+    return Result(
+        summary,
+        x,
+        labels,
+        {"views": seen, "small": small},
+        shown,
+        names,
+        walk=walk,
+        settled={"best_of": best_of, "sigma": sigma},
+        prompts=[near, far],
+    )
 
 
 def triple(
-    near: str, middle: str, far: str, *, sigma: list[float] | None = None, n: int = 4, model: OfAny = None, walk: Walk = Walk()
+    near: str,
+    middle: str,
+    far: str,
+    *,
+    sigma: list[float] | None = None,
+    n: int = 4,
+    model: OfAny = None,
+    walk: Walk = Walk(),
 ) -> Result:
     """One image, three digits or prompts at three distances (Factorized Diffusion).
 
@@ -145,7 +186,10 @@ def colour(grey: str, coloured: str, *, n: int = 4, model: OfAny = None, walk: W
 
 
 def contrast(far: Tensor) -> Tensor:
-    """From afar the eye gets used to less contrast: of the brightest pixel, 0.3 is black and 0.7 white. (N, C, H, W) in [0, 1]."""
+    """From afar the eye gets used to less contrast: of the brightest pixel, 0.3 is black and 0.7 white.
+
+    (N, C, H, W) in [0, 1].
+    """
     return ((far / far.amax((1, 2, 3), keepdim=True).clamp(min=0.05) - 0.3) / 0.4).clamp(0, 1)
 
 
@@ -153,7 +197,9 @@ def _by_colour(denoisers) -> illusions.Denoiser:
     return illusions.colour_hybrid(*denoisers)
 
 
-def _parts(words: list[str], names: Sequence[str], n: int, model: Model, walk: Walk, combined: Callable, seen_of: Callable) -> Result:
+def _parts(
+    words: list[str], names: Sequence[str], n: int, model: Model, walk: Walk, combined: Callable, seen_of: Callable
+) -> Result:
     """Draw and show an image whose parts are of several words; the parts of the large image are a factor wider."""
     at_least_one(n)
     _all_words(words, model)
@@ -181,15 +227,24 @@ def _views(names: Sequence[str | View], seed: int) -> list[View]:
 def _check(words: list[str], A: list[View], weights: list[float] | None, model: Model) -> None:
     """Raises ValueError for what an anagram cannot do."""
     if len(words) < 2 or len(weights or words) != len(words):
-        raise ValueError(f"an anagram needs at least two words, and as many weights, if any: got {len(words)} words, {len(weights or words)} weights")
+        raise ValueError(
+            f"an anagram needs at least two words, and as many weights, if any: "
+            f"got {len(words)} words, {len(weights or words)} weights"
+        )
     if weights is not None and not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
         raise ValueError(f"weights must be numbers of at least 0, not all of them 0, got {list(weights)}")
     if len(A) != len(words):
-        raise ValueError(f"{len(words)} words need {len(words) - 1} views (the first is seen as it is), got {len(A) - 1}")
+        raise ValueError(
+            f"{len(words)} words need {len(words) - 1} views (the first is seen as it is), got {len(A) - 1}"
+        )
     if model.large is not None and "pixels" in [each.name for each in A]:
-        raise ValueError("the view 'pixels' shuffles a large picture otherwise: do without stage II, or choose another view")
+        raise ValueError(
+            "the view 'pixels' shuffles a large picture otherwise: do without stage II, or choose another view"
+        )
     if min(each.sign for each in A) < 0 and sum(model.pixels) != 0:
-        raise ValueError(f"a negative needs a network of pixels in [-1, 1], {model.name} knows {list(model.pixels)}: choose another view or model")
+        raise ValueError(
+            f"a negative needs pixels in [-1, 1], {model.name} has {list(model.pixels)}: choose another view or model"
+        )
     _all_words(words, model)
 
 
@@ -213,7 +268,9 @@ def _best_of(
     if not 1 <= best_of <= 1000:
         raise ValueError(f"best_of must be between 1 and 1000, got {best_of}")
     if best_of > 1 and not model.words:
-        raise ValueError(f"best_of needs pictures that our classifier can read, digits with labels, got {model.name}: leave it out")
+        raise ValueError(
+            f"best_of needs pictures that our classifier can read, digits with labels, got {model.name}: leave it out"
+        )
     x, _ = model.from_noise(terms, n * best_of, walk, combine)
     if best_of == 1:
         return x, ""

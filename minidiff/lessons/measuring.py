@@ -33,7 +33,7 @@ def embed(
     if words or course is None:
         width = hub.read_json(encoder, "text_encoder/config.json").get("d_model")
         prompts.embed(["", *words], encoder, width, stored, dtype not in (None, "float32"), block_by_block)
-    summary = f"{counted(len(stored) - before, 'prompt')} added, {len(stored)} in the bank: every lesson looks there first (--bank)"
+    summary = f"{counted(len(stored) - before, 'prompt')} added, {len(stored)} in the bank: every lesson looks there first"
     return Result(summary, bank=stored)
 
 
@@ -53,11 +53,14 @@ def score(arrays: str | Path) -> Result:
     read = f"{_share(right[asked].all(1))} read as asked, " if bool(asked.any()) else ""
     lines = [f"{counted(N, 'image')}: {read}{_share(fits.all(1))} plausible, {_share((right & fits).all(1))} both"]
     if V > 1:
-        lines += [f"view {i + 1}: {_share(right[:, i])} read as asked, {_share(fits[:, i])} plausible" for i in range(V)]
+        lines += [
+            f"view {i + 1}: {_share(right[:, i])} read as asked, {_share(fits[:, i])} plausible" for i in range(V)
+        ]
         S = judge.readings(log_probs, fits_of)
         alignment, concealment = float(judge.alignment(S).mean()), float(judge.concealment(S).mean())
         lines.append(
-            f"alignment {alignment:.3f} (log-probability in the worst view), concealment {concealment:.3f} (by chance {1 / V:.2f}, at most 1)"
+            f"alignment {alignment:.3f} (log-probability in the worst view), "
+            f"concealment {concealment:.3f} (by chance {1 / V:.2f}, at most 1)"
         )
     elif N > 1:
         distance = judge.frechet(features[:, 0], real.features)
@@ -69,19 +72,32 @@ def score(arrays: str | Path) -> Result:
 
 
 def _digits(arrays: dict[str, Tensor], name: str | Path) -> tuple[Tensor, Tensor]:
-    """What a file holds as (N, V, 1, 28, 28) and labels (N, V) or (N,) int64. Raises ValueError for another shape or label."""
+    """What a file holds as (N, V, 1, 28, 28) and labels (N, V) or (N,) int64.
+
+    Raises ValueError for another shape or label.
+    """
     x, labels = arrays.get("images"), arrays.get("labels")
     plain = x is not None and x.ndim == 4 and labels is not None and labels.ndim == 1
     seen = x[:, None] if plain else arrays.get("views")
-    if seen is None or labels is None or seen.ndim != 5 or seen.shape[2:] != (1, 28, 28) or labels.numel() != seen.shape[0] * seen.shape[1] or len(labels) != len(seen):
+    if (
+        seen is None
+        or labels is None
+        or seen.ndim != 5
+        or seen.shape[2:] != (1, 28, 28)
+        or labels.numel() != seen.shape[0] * seen.shape[1]
+        or len(labels) != len(seen)
+    ):
         found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in [*arrays.items()][:5]) or "nothing"
         raise ValueError(
-            f"{name}: expected images (N, 1, 28, 28) with labels (N,), or views (N, V, 1, 28, 28) with labels (N, V), got {found}: give digits"
+            f"{name}: expected images (N, 1, 28, 28) with labels (N,), or views (N, V, 1, 28, 28) with labels (N, V), "
+            f"got {found}: give digits"
         )
     known = torch.arange(-1 if labels.ndim == 1 else 0, 10).double()
     if len(seen) == 0 or not bool(torch.isin(labels.double(), known).all()):
         got = f"{len(seen)} images, labels {labels.flatten()[:3].tolist()}..."
-        raise ValueError(f"{name}: expected at least one image, and labels 0 to 9 or -1 for none, got {got}: give digits")
+        raise ValueError(
+            f"{name}: expected at least one image, and labels 0 to 9 or -1 for none, got {got}: give digits"
+        )
     return seen, labels.long()
 
 

@@ -13,7 +13,15 @@ from minidiff.results import Result, counted
 from minidiff.walk import Walk
 
 SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
-BLUR = {0: 0.1, 0.2: 0.6, 0.4: 0.9, 0.5: 1.0, 0.6: 1.1, 0.8: 1.3, 1.0: 1.5}  # σ of the noise -> of the blur, in pixels: about the best PSNR
+BLUR = {
+    0: 0.1,
+    0.2: 0.6,
+    0.4: 0.9,
+    0.5: 1.0,
+    0.6: 1.1,
+    0.8: 1.3,
+    1.0: 1.5,
+}  # σ of the noise -> of the blur, in pixels: about the best PSNR
 
 
 def noise(*, words: Words | None = None, n: int = 10, seed: int = 137) -> Result:
@@ -98,7 +106,10 @@ def denoise(
     t = T // 2 if level is None else level
     if not 1 <= t <= T:
         raise ValueError(f"level must be between 1 and T = {T}, got {t}")
-    levels, source = model.timesteps(walk.steps, walk.sampler, t), sampling.noise_per_image(sampling.seeded(walk.seed, 0, n))
+    levels, source = (
+        model.timesteps(walk.steps, walk.sampler, t),
+        sampling.noise_per_image(sampling.seeded(walk.seed, 0, n)),
+    )
     alpha_bar_t = model.alpha_bar[t]
     x_t = add_noise(x_0, alpha_bar_t, source(x_0))
     denoiser = model.denoiser([str(int(c)) if model.words else "" for c in labels], walk.scale)
@@ -106,9 +117,12 @@ def denoise(
     how = {"step": walk.step(), "clip": model.clip, "noise": source}
     states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, **how)]
     shown = [*states[: -1 : max(1, len(states) // 6)], states[-1]]
-    blurred = gaussian_blur(x_t / alpha_bar_t.sqrt(), 13, 2.5)  # as bright as x_0 on average; sigma 2.5 had the best PSNR at level 150
+    blurred = gaussian_blur(
+        x_t / alpha_bar_t.sqrt(), 13, 2.5
+    )  # as bright as x_0 on average; sigma 2.5 had the best PSNR at level 150
     unit = [model.to_unit(x) for x in (x_0, *(x for _, x in shown), one_step, blurred)]
-    scores = f"PSNR: walk {psnr(unit[-3], unit[0]):.2f} dB, one step {psnr(unit[-2], unit[0]):.2f}, blur {psnr(unit[-1], unit[0]):.2f}"
+    walked, one, blurry = (psnr(x, unit[0]) for x in unit[-3:])
+    scores = f"PSNR: walk {walked:.2f} dB, one step {one:.2f}, blur {blurry:.2f}"
     summary = f"{counted(n, 'test digit')} from level {t} of {T}. {scores}"
     names = ("original", *(f"t = {level}" for level, _ in shown), "one step", "blur")
     frames = [model.to_unit(x) for _, x in states] if gif else ()
@@ -123,7 +137,9 @@ def _test_digits(n: int, words: Words | None) -> tuple[Tensor, Tensor]:
 def _denoiser(model: Model | str) -> Model:
     model = opened(model)
     if model.unet is None or model.alpha_bar is not None:
-        raise ValueError(f"expected the one-step denoiser, got {model.name}: name mnist-denoiser, or a file of `train.py denoiser`")
+        raise ValueError(
+            f"expected the one-step denoiser, got {model.name}: name mnist-denoiser, or a file of `train.py denoiser`"
+        )
     return model
 
 
