@@ -60,8 +60,9 @@ def load(folder: str | Path = FOLDER) -> Book:
         raise ValueError(message) from None
     styles, pairs = tuple(told["styles"]), {tuple(pair) for pair in told["held_out"]}
     things = tuple(Thing(thing["name"], tuple(thing["aliases"]), thing["kind"]) for thing in told["things"])
+    nan = float("nan")
     rows = [
-        (i, styles.index(s["style"]), number, float("nan") if hue is None else hue, (things[i].name, s["style"]) in pairs)
+        (i, styles.index(s["style"]), number, nan if hue is None else hue, (things[i].name, s["style"]) in pairs)
         for number, s in enumerate(sheets)
         for i, hue in zip(s["things"], s["hues"], strict=True)
     ]
