@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from minidiff.captions import Thing, prompt, say, words
+from minidiff.shipped import DATA
 
 __all__ = ["Book", "Thing", "batch", "caption", "lesson", "load", "prompt", "recolour", "render", "vocabulary", "words"]
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "picturebook"
+FOLDER = DATA / "picturebook"
 
 
 @dataclass(frozen=True)
