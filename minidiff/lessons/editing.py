@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff import editing, files, pictures
-from minidiff.lessons.common import PROMPT, at_least_one, beside, in_turn, of_prompts, opened, test_digits
+from minidiff.lessons.common import at_least_one, beside, default_prompt, in_turn, of_prompts, opened, test_digits
 from minidiff.model import Model, OfAny, Words, texts
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
@@ -133,7 +133,7 @@ def inpaint(
 def upscale(
     picture: str | Path | None = None,
     *,
-    words: Words = PROMPT,
+    words: Words | None = None,
     n: int = 1,
     model: OfAny = "picturebook-II",
     walk: Walk = Walk(),
@@ -160,10 +160,11 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    large = model.enlarged(x, [texts(words)[:1]], walk)
+    prompt = texts(default_prompt(model) if words is None else words)[:1]
+    large = model.enlarged(x, [prompt], walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
-    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=texts(words)[:1])
+    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=prompt)
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:
@@ -174,7 +175,7 @@ def _originals(picture: str | Path | None, words: Words | None, n: int, model: M
     if picture is None:
         x_0, labels = test_digits(model, n, words)
         return x_0, [str(int(c)) if model.words else "" for c in labels], counted(n, "test digit")
-    asked = model.known((PROMPT if of_prompts(model) else "") if words is None else words)
+    asked = model.known(default_prompt(model) if words is None else words)
     x = model.picture(picture)
     upright = pictures.read(picture, model.shape[1:], model.shape[0], *model.pixels)
     name = Path(picture).name + ("" if torch.equal(x, upright) else " (inverted, as its border is bright)")
