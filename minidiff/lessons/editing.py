@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidiff import editing, files, pictures
@@ -36,14 +37,46 @@ def edit(
     picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: one of ours
     words:   what it is to be: a digit (default: no label) or a prompt
     n:       how many images
+    Example: edit data/pictures/drawing-house.png --prompt "a pixel art drawing of a house"
     """
     at_least_one(n)
     model = opened(model, words)
-    walk = walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)
-    walk = model.settled(walk)
-    x_0, words, name = _originals(
-        picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model
-    )
+    ours = PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png")
+    x_0, words, name = _originals(picture or ours, words, n, model)
+    return _edited(model, x_0, words, name, walk)
+
+
+def logo(
+    letters: str = "mini",
+    *,
+    words: Words = "a pixel art drawing of a mushroom",
+    n: int = 4,
+    model: OfAny = "picturebook",
+    walk: Walk = Walk(),
+) -> Result:
+    """Letters that become a picture of a prompt, as much as they are noised: `edit` of a word, one to four letters.
+
+    letters: what is written
+    words:   what it is to be
+    n:       how many images
+    Example: logo CS --prompt "a 3d render of a heart"
+    """
+    at_least_one(n)
+    model = opened(model)
+    if not 1 <= len(letters) <= 4:
+        raise ValueError(f"expected one to four letters, got {letters!r}")
+    size = 4 * model.shape[-1]
+    picture = Image.new("RGB", (size, size), "white")
+    font = ImageFont.load_default(1.5 * size / (len(letters) + 1))
+    ImageDraw.Draw(picture).text((size / 2, size / 2), letters, (200, 30, 60), font, anchor="mm", stroke_width=size // 64)
+    low, high = model.pixels
+    x_0 = pictures.fitted(picture, model.shape[1:], model.shape[0]) * (high - low) + low
+    return _edited(model, x_0.expand(n, -1, -1, -1), in_turn(model.known(words), n), f"the letters {letters}", walk)
+
+
+def _edited(model: Model, x_0: Tensor, words: list[str], name: str, walk: Walk) -> Result:
+    """Each image (n, C, H, W), a word each, noised to the levels of the course's starts and walked back."""
+    walk, n = model.settled(walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)), len(x_0)
     if of_prompts(model) and walk.steps is None and walk.sampler != "dpm":
         levels = strided(991, 30)  # the course's own list
     else:
