@@ -153,7 +153,7 @@ def one_step(
     eps, v = denoise(x_t, t)
     x = step(x_t, eps, v, alpha_bar[t], alpha_bar[t_prev], clip, noise, before)
     if not isinstance(x, Tensor) or x.shape != x_t.shape:
-        raise ValueError(f"a step returns the next image {tuple(x_t.shape)}, got {type(x).__name__}: see ddpm_step")
+        raise ValueError(f"a step returns the next image, {tuple(x_t.shape)}, got {getattr(x, 'shape', type(x))}: see ddpm_step")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"the image is not finite after the step {t} -> {t_prev}: use float32, and check the weights")
     return x, Asked(x_t, eps, alpha_bar[t])

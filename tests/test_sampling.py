@@ -1,14 +1,24 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import gaussian, impulses, one_image
 from torch.testing import assert_close
 
 from minidiff.diffusion import clip_to, predict_eps
+from minidiff.editing import sdedit
 from minidiff.sampling import ddim_step, ddpm_large_step, ddpm_step, dpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, evenly_spaced, linear, strided
 
 COSINE = cosine(1000)
-STEPS = {"ddpm": ddpm_step, "ddpm-large": ddpm_large_step, "ddim": ddim_step, "ddim-half": partial(ddim_step, eta=0.5), "ddim-1": partial(ddim_step, eta=1), "dpm": dpm_step}
+STEPS = {
+    "ddpm": ddpm_step,
+    "ddpm-large": ddpm_large_step,
+    "ddim": ddim_step,
+    "ddim-half": partial(ddim_step, eta=0.5),
+    "ddim-1": partial(ddim_step, eta=1),
+    "dpm": dpm_step,
+}
 
 
 def output_variance(var, levels, step, alpha_bar=COSINE, v=None):
@@ -98,7 +108,7 @@ def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction
     zero = 0 * one
 
     def step(x, eps, z):
-        return float(partial(ddim_step, eta=0.5)(x, eps, None, a, b, noise=lambda like: z * one))
+        return float(ddim_step(x, eps, None, a, b, noise=lambda like: z * one, eta=0.5))
 
     sigma = 0.5 * 0.24609375**0.5
     assert step(zero, zero, 1.0) == pytest.approx(sigma, rel=1e-12)
@@ -123,14 +133,13 @@ def test_the_first_and_the_last_step_of_dpm_step_are_ddim_steps(x_T):
         return last(sample(gaussian(0.25, COSINE), x_T, levels, COSINE, step=step))
 
     assert_close(one(dpm_step, [800, 500]), one(ddim_step, [800, 500]))
-    solver = dpm_step
-    states = list(sample(gaussian(0.25, COSINE), x_T, [800, 500, 0], COSINE, step=solver))
+    states = list(sample(gaussian(0.25, COSINE), x_T, [800, 500, 0], COSINE, step=dpm_step))
     assert_close(states[-1][1], one(ddim_step, [800, 500, 0]))
 
 
 def test_dpm_step_forgets_the_walk_before_when_it_is_used_again(x_T):
-    solver = dpm_step
-    walks = [last(sample(gaussian(0.25, COSINE), x_T, evenly_spaced(1000, 8), COSINE, step=solver)) for _ in range(2)]
+    levels = evenly_spaced(1000, 8)
+    walks = [last(sample(gaussian(0.25, COSINE), x_T, levels, COSINE, step=dpm_step)) for _ in range(2)]
     assert_close(walks[0], walks[1], rtol=0, atol=0)
 
 
@@ -209,7 +218,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="fall strictly"):
         next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [5, 9, 0], COSINE))
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 2"):
-        partial(ddim_step, eta=2)
+        next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [9, 5, 0], COSINE, step=partial(ddim_step, eta=2)))
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         noise_per_image(seeded(1, 0, 2))(torch.empty(3, 1, 2, 2))
 
@@ -221,7 +230,7 @@ def test_the_large_step_takes_beta_whatever_variance_was_learned():
 
 def test_a_negative_eta_and_too_many_generators_are_refused():
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got -0.5"):
-        ddim(-0.5)
+        next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [9, 5, 0], COSINE, step=partial(ddim_step, eta=-0.5)))
     with pytest.raises(ValueError, match="3 generators for 2 images"):
         noise_per_image(seeded(1, 0, 3))(torch.empty(2, 1, 2, 2))
 
@@ -238,10 +247,37 @@ def test_a_walk_keeps_no_graph_of_its_steps():
 
 
 def test_dpm_step_begins_anew_when_the_batch_has_another_size(x_T):
-    """A walk from the level at which the one before broke off, but of one image and not of two."""
-    solver, denoise, alpha_bar = dpm_step, lambda x, t: (x / 2, None), linear(1000)
-    last(sample(denoise, x_T, [800, 500], alpha_bar, step=solver))
-    assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim_step)))
+    """A walk from the level at which the one before stopped, but of one image and not of two."""
+    denoise, alpha_bar = lambda x, t: (x / 2, None), linear(1000)
+    last(sample(denoise, x_T, [800, 500], alpha_bar, step=dpm_step))
+    dpm, ddim = (
+        last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=step)) for step in (dpm_step, ddim_step)
+    )
+    assert_close(dpm, ddim)
+
+
+def test_a_walk_stopped_early_leaves_nothing_behind_in_dpm_step(x_T):
+    """Stop at level 500, and edit another picture from there: its first step knows no step before, and is a DDIM step."""
+    denoise, picture = gaussian(0.25, COSINE), x_T.flip(0).clamp(-1, 1)
+    for t, _ in sample(denoise, x_T, [1000, 800, 500, 200, 0], COSINE, step=dpm_step):
+        if t == 500:
+            break
+    dpm, ddim = (
+        next(sdedit(denoise, picture, [500, 200, 0], COSINE, step=step, noise=lambda like: x_T))
+        for step in (dpm_step, ddim_step)
+    )
+    assert_close(dpm, ddim)
+
+
+def test_the_last_image_of_a_walk_without_steps_is_refused():
+    with pytest.raises(ValueError, match="at least one step, got none"):
+        last(iter([]))
+
+
+def test_a_step_that_returns_no_image_is_refused(x_T):
+    for step in (lambda *a: None, lambda x, *a: x[:1], lambda x, *a: (x, x)):
+        with pytest.raises(ValueError, match=r"the next image, \(2, 1, 4, 4\), got"):
+            next(sample(gaussian(1, COSINE), x_T, [9, 0], COSINE, step=step))
 
 
 def test_dpm_step_remembers_the_estimate_as_it_was_clipped(x_T):
