@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from torch.testing import assert_close
 
 from minidiff import hub, prompts
 from minidiff.adapters import enlarged, superres, text
-from minidiff.deepfloyd import RESPACINGS, forget_text, load_stage, memory_plan, respaced, schedule_of, solver_levels
+from minidiff.deepfloyd import RESPACINGS, memory_plan, respaced, schedule_of, solver_levels
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
 from minidiff.files import save_tensors
 from minidiff.guidance import cfg
+from minidiff.prompted import Weights, forget_text, load_prompted, load_unet
 from minidiff.sampling import ddim_step, ddpm_step, dpm_step, sample
 from minidiff.schedule import cosine, linear
 
@@ -74,8 +76,8 @@ def test_the_learned_variance_is_dropped_when_the_scheduler_wants_a_fixed_one(tm
     file = tmp_path / "model/scheduler/scheduler_config.json"
     config = json.loads(file.read_text()) | {"variance_type": variance}
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
-    stage = load_stage(tmp_path / "model")
-    eps, v = stage.unet(torch.randn(2, 3, 16, 16), 500, conditions(stage)[0])
+    unet = load_unet(tmp_path / "model", torch.float32)
+    eps, v = unet(torch.randn(2, 3, 16, 16), 500, states(unet)[0])
     assert eps.shape == (2, 3, 16, 16)
     assert (v is not None) == (variance == "learned_range")
 
@@ -166,7 +168,7 @@ def test_a_plain_ddpm_step_is_the_references(t):
 @pytest.mark.parametrize("t", [0, 500, 900])
 def test_a_ddim_step_with_eps_derived_again_is_the_references(t, eta):
     eps, alpha_bar = numbers["ddpm.model_output"][:, :3], cosine()
-    x = ddim(eta)(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 99, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
+    x = partial(ddim_step, eta=eta)(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 99, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
     want = numbers[f"ddim.thresh_cos.n10.t{t}.eta{eta}.clipped_eps.prev"]
     assert_close(x, want, atol=1e-4, rtol=1e-4)
 
@@ -185,35 +187,40 @@ def test_thresholding_is_the_references(cap):
 walks = golden("pipeline")
 
 
-def replay(denoise, tag, stage, step=ddpm_step):
+def replay(denoise, tag, model, step=ddpm_step):
     """Walk from the recorded start with the recorded noise, and compare every state."""
     draws = iter(walks.get(f"{tag}.noise_steps", ()))
-    steps = sample(denoise, walks[f"{tag}.noise_init"], ours(walks[f"{tag}.timesteps"]), stage.alpha_bar, step=step, clip=stage.clip, noise=lambda like: next(draws))
+    how = {"step": step, "clip": model.clip, "noise": lambda like: next(draws)}
+    steps = sample(denoise, walks[f"{tag}.noise_init"], ours(walks[f"{tag}.timesteps"]), model.alpha_bar, **how)
     for (_, x), want in zip(steps, walks[f"{tag}.states"], strict=True):
         assert_close(x, want, atol=2e-3, rtol=0)
     assert next(draws, None) is None
 
 
-def conditions(stage):
-    return stage.unet.encode(walks["text.prompt_embeds"]), stage.unet.encode(walks["text.negative_prompt_embeds"])
+def states(unet):
+    """Those of the recorded prompts and of the empty one."""
+    return unet.encode(walks["text.prompt_embeds"]), unet.encode(walks["text.negative_prompt_embeds"])
 
 
-@pytest.mark.parametrize("tag, scale", [("I_ddpm5_g7", 7), ("I_ddpm_custom_g7", 7), ("I_ddpm5_g1_noguidance", 1), ("I_dpmpp8_g7", 7)])
+@pytest.mark.parametrize(
+    "tag, scale", [("I_ddpm5_g7", 7), ("I_ddpm_custom_g7", 7), ("I_ddpm5_g1_noguidance", 1), ("I_dpmpp8_g7", 7)]
+)
 def test_a_whole_walk_of_stage_one_is_the_references(tag, scale):
-    stage = load_stage(ONE)
-    prompt, empty = conditions(stage)
-    replay(cfg(text(stage.unet, prompt), text(stage.unet, empty), scale), tag, stage, dpm_step if "dpmpp" in tag else ddpm_step)
+    unet = load_unet(ONE, torch.float32)
+    prompt, empty = states(unet)
+    denoise = cfg(text(unet, prompt), text(unet, empty), scale)
+    replay(denoise, tag, load_prompted(ONE), dpm_step if "dpmpp" in tag else ddpm_step)
 
 
 @pytest.mark.parametrize("tag, level", [("II_ddpm4_g4_noise250", 251), ("II_ddpm3_g4_noise0", 1)])
 def test_a_whole_walk_of_stage_two_is_the_references(tag, level):
-    stage = load_stage(TWO)
-    prompt, empty = conditions(stage)
-    low = enlarged(walks["II_input_lowres"], (stage.size, stage.size), stage.low_alpha_bar, level, lambda like: walks[f"{tag}.noise_lowres"])
-    replay(cfg(superres(stage.unet, prompt, low, level), superres(stage.unet, empty, low, level), 4), tag, stage)
+    unet, model = load_unet(TWO, torch.float32), load_prompted(TWO, noise_level=level - 1)
+    prompt, empty = states(unet)
+    low = model.low(walks["II_input_lowres"], lambda like: walks[f"{tag}.noise_lowres"])
+    replay(cfg(superres(unet, prompt, low, level), superres(unet, empty, low, level), 4), tag, model)
 
 
-# Adapters and stages
+# Adapters and models
 def test_the_network_sees_its_own_dtype_and_the_level_less_one():
     seen = []
 
@@ -241,49 +248,66 @@ def test_the_low_resolution_is_enlarged_corner_to_corner_and_noised_once():
             enlarged(x, (5, 5), cosine(), level)
 
 
-def test_stages_know_what_they_are():
-    one, two = load_stage(ONE), load_stage(TWO, torch.bfloat16)
-    assert (one.size, one.width, one.scale, one.steps, one.low_alpha_bar) == (16, 32, 7.0, "150", None)
-    assert (two.size, two.scale, two.steps, len(two.low_alpha_bar)) == (32, 4.0, "smart50", 1001)
-    assert one.lowest_log_snr == -5.1
-    assert two.unet.conv_in.weight.dtype == torch.bfloat16
-    assert two.unet.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+def test_models_know_what_they_are():
+    one, two = load_prompted(ONE), load_prompted(TWO)
+    assert (one.shape, one.scale, one.low) == ((3, 16, 16), 7.0, None)
+    assert (two.shape, two.scale) == ((3, 32, 32), 4.0)
+    assert one.timesteps(None, "ddpm") == respaced("150") and two.timesteps(None, "ddpm") == respaced("smart50")
+    assert one.timesteps(20, "dpm") == two.timesteps(20, "dpm") == solver_levels(cosine(), 20, -5.1)
+    assert Weights(ONE, torch.float32, torch.device("cpu"), None, ONE, None).width == 32
+    unet = load_unet(TWO, torch.bfloat16)
+    assert unet.conv_in.weight.dtype == torch.bfloat16
+    assert unet.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_each_schedule_is_that_of_its_own_file(tmp_path):
+@pytest.mark.parametrize("noise_level", [-1, 1000])
+def test_a_noise_level_outside_the_schedule_of_the_low_resolution_is_refused(noise_level):
+    with pytest.raises(ValueError, match=f"noise_level must be between 0 and 999, got {noise_level}"):
+        load_prompted(TWO, noise_level=noise_level)
+
+
+@pytest.mark.parametrize("noise_level", [0, 1, 250, 998, 999])
+def test_each_schedule_is_that_of_its_own_file(tmp_path, noise_level):
     """The walk's and the low resolution's differ, and say so: the golden folder has the same numbers in both."""
     shutil.copytree(TWO, tmp_path / "two")
-    for folder, more in (("scheduler", {"lambda_min_clipped": -3.5}), ("image_noising_scheduler", {"beta_schedule": "linear", "lambda_min_clipped": -2.0})):
+    for folder, more in (
+        ("scheduler", {"lambda_min_clipped": -3.5}),
+        ("image_noising_scheduler", {"beta_schedule": "linear", "lambda_min_clipped": -2.0}),
+    ):
         path = tmp_path / "two" / folder / "scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
-    stage = load_stage(tmp_path / "two")
-    assert_close(stage.alpha_bar, cosine(), rtol=0, atol=1e-12)
-    assert_close(stage.low_alpha_bar, linear(1000), rtol=0, atol=1e-12)
-    assert stage.lowest_log_snr == -3.5
+    model = load_prompted(tmp_path / "two", noise_level=noise_level)
+    assert_close(model.alpha_bar, cosine(), rtol=0, atol=1e-12)
+    low = model.low(torch.ones(1, 3, 16, 16, dtype=torch.float64), torch.zeros_like)
+    assert_close(low, linear(1000)[noise_level + 1].sqrt().expand_as(low), rtol=0, atol=1e-12)
+    assert model.timesteps(20, "dpm") == solver_levels(cosine(), 20, -3.5) != solver_levels(cosine(), 20)
 
 
 @pytest.mark.parametrize("folder", [ONE, TWO])
 def test_a_network_that_forgot_its_text_weights_computes_the_same(folder):
-    stage = load_stage(folder)
-    state, x = conditions(stage)[0], torch.randn(2, stage.unet.config["in_channels"], 16, 16)
+    unet = load_unet(folder, torch.float32)
+    state, x = states(unet)[0], torch.randn(2, unet.config["in_channels"], 16, 16)
     labels = 250 if folder == TWO else None
-    want = stage.unet(x, 500, state, labels)
-    before = {name for name, _ in stage.unet.named_parameters()}
-    forget_text(stage.unet)
-    assert_close(stage.unet(x, 500, state, labels), want, rtol=0, atol=0)
-    gone = before - {name for name, _ in stage.unet.named_parameters()}
-    assert {re.sub(r".*(attentions\.\d\.)", "", name).split(".")[0] for name in gone} == {"add_embedding", "encoder_hid_proj", "norm_cross", "add_k_proj", "add_v_proj"}
+    want = unet(x, 500, state, labels)
+    before = {name for name, _ in unet.named_parameters()}
+    forget_text(unet)
+    assert_close(unet(x, 500, state, labels), want, rtol=0, atol=0)
+    gone = before - {name for name, _ in unet.named_parameters()}
+    kinds = {re.sub(r".*(attentions\.\d\.)", "", name).split(".")[0] for name in gone}
+    assert kinds == {"add_embedding", "encoder_hid_proj", "norm_cross", "add_k_proj", "add_v_proj"}
 
 
 def test_a_walk_in_bfloat16_stays_near_the_one_in_float32():
-    tag, states = "I_ddpm5_g1_noguidance", []
+    tag, model, found = "I_ddpm5_g1_noguidance", load_prompted(ONE), []
+    levels = ours(walks[f"{tag}.timesteps"])
     for dtype in (torch.float32, torch.bfloat16):
-        stage, draws = load_stage(ONE, dtype), iter(walks[f"{tag}.noise_steps"])
-        denoise = text(stage.unet, conditions(stage)[0])
-        *_, (_, x) = sample(denoise, walks[f"{tag}.noise_init"], ours(walks[f"{tag}.timesteps"]), stage.alpha_bar, clip=stage.clip, noise=lambda like, draws=draws: next(draws))
+        unet, draws = load_unet(ONE, dtype), iter(walks[f"{tag}.noise_steps"])
+        how = {"clip": model.clip, "noise": lambda like, draws=draws: next(draws)}
+        denoise = text(unet, states(unet)[0])
+        *_, (_, x) = sample(denoise, walks[f"{tag}.noise_init"], levels, model.alpha_bar, **how)
         assert x.dtype == torch.float32
-        states.append(x)
-    assert (states[0] - states[1]).square().mean().sqrt() < 0.05
+        found.append(x)
+    assert (found[0] - found[1]).square().mean().sqrt() < 0.05
 
 
 # Prompts
