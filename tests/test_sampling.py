@@ -215,7 +215,7 @@ def test_an_image_that_is_not_finite_stops_the_walk():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="fall strictly"):
+    with pytest.raises(ValueError, match="strictly decreasing"):
         next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [5, 9, 0], COSINE))
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 2"):
         next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [9, 5, 0], COSINE, step=partial(ddim_step, eta=2)))

@@ -76,7 +76,7 @@ def test_evenly_spaced_makes_exactly_that_many_steps_from_T_to_0(steps):
 
 @pytest.mark.parametrize("levels", [[3, 3, 0], [0, 3], [3], [], [11, 0], [3, -1]])
 def test_levels_that_do_not_fall_inside_the_schedule_are_refused(levels):
-    with pytest.raises(ValueError, match="fall strictly"):
+    with pytest.raises(ValueError, match=r"strictly decreasing, from at most T = 10 to at least 0, got \[.*\]"):
         check_timesteps(levels, 10)
 
 
