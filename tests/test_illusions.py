@@ -74,7 +74,7 @@ def test_a_refused_view_stops_the_anagram_at_its_first_image():
 @pytest.mark.parametrize(
     "count, options, message",
     [
-        (1, {}, "got 1 prompts and 2 views"),
+        (1, {}, "one view for each denoiser, got 1 denoisers and 2 views"),
         (2, {"weights": [1]}, "weights must be 2 finite numbers"),
         (2, {"weights": [1, -1]}, "weights must be 2 finite numbers"),
         (2, {"weights": [1, float("nan")]}, "weights must be 2 finite numbers"),
@@ -89,7 +89,7 @@ def test_an_anagram_that_does_not_add_up_is_refused(count, options, message):
 
 
 def test_a_level_that_was_not_announced_is_refused():
-    with pytest.raises(ValueError, match="level 7 is none of the 2 levels"):
+    with pytest.raises(ValueError, match="7 is not one of the 2 levels"):
         anagram([one_image(0)], [view("identity")], alternate=[10, 0])(images(1, 1, 8, 8), 7)
 
 
@@ -151,9 +151,9 @@ def test_v_of_a_hybrid_is_the_mean():
 
 def test_parts_that_do_not_sum_to_the_identity_are_refused_with_the_number():
     denoise = factorised([one_image(0), one_image(0)], [gaussian(1), gaussian(1)])
-    with pytest.raises(ValueError, match=r"differ from it, summed, by 0\.\d+, wanted at most 1e-06"):
+    with pytest.raises(ValueError, match=r"a sum that differs from its input by 0\.\d+, expected at most 1e-06"):
         denoise(images(1, 1, 28, 28), 5)
-    with pytest.raises(ValueError, match="got 1 prompts and 2 parts"):
+    with pytest.raises(ValueError, match="one part for each denoiser, got 1 denoisers and 2 parts"):
         factorised([one_image(0)], bands(gaussian(1)))
 
 

@@ -31,7 +31,7 @@ def test_a_view_that_keeps_the_sides_takes_images_that_are_not_square(name):
 
 @pytest.mark.parametrize("name", ["rot90", "rot270", "transpose", "jigsaw"])
 def test_a_view_that_swaps_the_sides_asks_for_a_square(name):
-    with pytest.raises(ValueError, match=f"the view '{name}' wants a square image, got 28 x 33"):
+    with pytest.raises(ValueError, match=f"the view '{name}' needs a square image, got 28 x 33: crop it"):
         view(name).apply(images(1, 1, 28, 33))
 
 
@@ -105,7 +105,7 @@ def test_jigsaw_pieces_interlock_so_their_squares_do_not_move_as_one():
         ("brighter", lambda x: 2 * x, lambda x: x / 2, r"2\.7 from AᵀA = I, 0 from its inverse"),
         ("clip", lambda x: x.clamp(-1, 1), lambda x: x, r"0\.88 from linear"),
         ("wrong way back", lambda x: x.rot90(1, (-2, -1)), lambda x: x.rot90(1, (-2, -1)), r"e-16 from AᵀA = I, 1\.4"),
-        ("crop", lambda x: x[..., 1:], lambda x: x, r"makes \(3, 64, 63\) of \(3, 64, 64\)"),
+        ("crop", lambda x: x[..., 1:], lambda x: x, r"keep the image's shape, got \(3, 64, 63\) from \(3, 64, 64\)"),
     ],
 )
 def test_a_view_that_would_change_the_noise_is_refused_with_the_number(name, apply, undo, number):
