@@ -93,8 +93,7 @@ def gaussian(sigma: float) -> Part:
     """Low pass: a Gaussian blur with a standard deviation of `sigma` pixels. Raises ValueError unless sigma > 0.
 
     A blur of images (B, C, H, W) is a matrix for the columns and one for the rows, G_H x G_Wᵀ. Borders are reflected
-    (the outermost pixel is not repeated). The kernel reaches 8σ: the course's 33 pixels for σ = 2 at 64 pixels; σ = 0.9
-    at 28.
+    (the outermost pixel is not repeated). The kernel reaches 8σ: the course's 33 pixels for σ = 2 at 64 pixels.
     """
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be a number of pixels above 0, got {sigma}")

@@ -1,4 +1,4 @@
-"""Chapter 11: one batched call gives what separate calls give, and evaluates no row twice."""
+"""Chapter 12: one batched call gives what separate calls give, and evaluates no row twice."""
 
 import sys
 
@@ -172,7 +172,7 @@ def test_a_formula_that_asks_by_what_was_answered_is_refused():
         return denoise
 
     for formula in (twice, thrice):
-        with pytest.raises(ValueError, match="asks something else when the answers are not zero: use `sequential`"):
+        with pytest.raises(ValueError, match="the same questions whatever the answers, got others: use `sequential`"):
             one_forward(network, formula)(torch.zeros(1, 1, 4, 4), 5)
     assert_close(sequential(network, twice)(torch.zeros(1, 1, 4, 4), 5)[0], torch.full((1, 1, 4, 4), 2.0))
 
@@ -182,7 +182,7 @@ def test_a_formula_that_asks_about_another_level_or_shape_is_refused():
         return x_t, None
 
     for formula in (lambda net: lambda x_t, t: net(None)(x_t, t - 1), lambda net: lambda x_t, t: net(None)(x_t[..., :2], t)):
-        with pytest.raises(ValueError, match="in a step at level 5 about .*: use `sequential`"):
+        with pytest.raises(ValueError, match="questions about level 5 and .*, got level .*: use `sequential`"):
             one_forward(network, formula)(torch.zeros(1, 1, 4, 4), 5)
 
 
