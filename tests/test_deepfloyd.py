@@ -50,13 +50,13 @@ def test_the_schedule_is_that_of_the_file():
     ("trained_betas", [0.1], "None"),
 ])  # fmt: skip
 def test_a_schedule_that_is_not_built_is_refused(field, value, built):
-    with pytest.raises(ValueError, match=f"{field} = .*built is {built}: use"):
+    with pytest.raises(ValueError, match=f"{field} = .*, expected {built}: use"):
         schedule_of(IF_CONFIG | {field: value})
 
 
 @pytest.mark.parametrize("field, value, wanted", [
-    ("num_train_timesteps", "1000", "a whole number between 1 and 100000"),
-    ("num_train_timesteps", 1e3, "a whole number between 1 and 100000"),
+    ("num_train_timesteps", "1000", "an integer between 1 and 100000"),
+    ("num_train_timesteps", 1e3, "an integer between 1 and 100000"),
     ("dynamic_thresholding_ratio", 95, "a number between 0 and 1"),
     ("sample_max_value", float("nan"), "a number between 0 and inf"),
     ("sample_max_value", True, "a number between 0 and inf"),
@@ -65,7 +65,7 @@ def test_a_schedule_that_is_not_built_is_refused(field, value, built):
 ])  # fmt: skip
 def test_numbers_of_the_schedule_that_are_none_are_refused(field, value, wanted):
     config = IF_CONFIG | {"beta_schedule": "linear", "thresholding": field != "clip_sample_range", field: value}
-    with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r}, wanted is {wanted}: use")):
+    with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r}, expected {wanted}: use")):
         schedule_of(config)
     assert len(schedule_of(config | {field: None})[0]) == 1001
 
@@ -375,6 +375,6 @@ def test_the_memory_plan_counts_the_weights_exactly_and_is_refused_in_one_senten
     assert plan.text == 4 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     assert plan.weights + plan.activations < plan.weights * 1.5
     plan.check(plan.peak)
-    with pytest.raises(ValueError, match=r"needs about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), free are 0.5 GB: use") as refusal:
+    with pytest.raises(ValueError, match=r"needs about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), and 0.5 GB are free: use") as refusal:
         plan.check(500_000_000)
     assert "\n" not in str(refusal.value)
