@@ -33,11 +33,13 @@ def ours(timesteps):
 # Schedules and levels
 def test_the_schedule_is_that_of_the_file():
     alpha_bar, clip = schedule_of(IF_CONFIG)
-    assert_close(alpha_bar[1:].float(), numbers["tables.squaredcos1000.alphas_cumprod"], rtol=1e-4, atol=1e-9)  # theirs is a product of float32
+    want = numbers["tables.squaredcos1000.alphas_cumprod"]  # a product of float32
+    assert_close(alpha_bar[1:].float(), want, rtol=1e-4, atol=1e-9)
     assert alpha_bar[0] == 1 and float(alpha_bar[1000]) == pytest.approx(2.4288e-9, rel=1e-4)
     x = numbers["threshold.p095_c1.5.in"]
     assert_close(clip(x), numbers["threshold.p095_c1.5.out"], atol=1e-6, rtol=0)
-    alpha_bar, clip = schedule_of(IF_CONFIG | {"beta_schedule": "linear", "thresholding": False, "clip_sample_range": 0.5})
+    changes = {"beta_schedule": "linear", "thresholding": False, "clip_sample_range": 0.5}
+    alpha_bar, clip = schedule_of(IF_CONFIG | changes)
     assert_close(alpha_bar[1:].float(), numbers["tables.linear1000.alphas_cumprod"], rtol=1e-4, atol=0)
     assert clip(x).abs().max() == 0.5
     assert_close(schedule_of(IF_CONFIG | {"thresholding": False, "clip_sample": False})[1](x), x)
@@ -120,7 +122,8 @@ def test_halves_round_as_in_the_references_linspace():
     """45 · 995/50 = 895.5 is 895.4999… there, and so their 895, our 896."""
     assert solver_levels(cosine(), 50)[5] == 896
     for steps in (1, 7, 50, 398, 994):
-        assert solver_levels(cosine(), steps) == [*reversed((np.linspace(0, 995, steps + 1).round()[1:] + 1).astype(int).tolist()), 0]
+        rising = (np.linspace(0, 995, steps + 1).round()[1:] + 1).astype(int).tolist()
+        assert solver_levels(cosine(), steps) == [*reversed(rising), 0]
 
 
 def test_the_solver_refuses_more_steps_than_levels():
@@ -133,8 +136,13 @@ STEPS = sorted(key.removesuffix(".prev") for key in numbers if re.match(r"ddpm\.
 
 
 def float32_table():
-    """The references keep ᾱ in float32: 1 − ᾱ_1 = 4.1e-5 is then wrong by up to 0.1 %, which shows in the last noisy step."""
+    """The references keep ᾱ in float32: 1 − ᾱ_1 = 4.1e-5 is off by up to 0.1 % there, as the last noisy step shows."""
     return torch.cat([torch.ones(1), numbers["tables.squaredcos1000.alphas_cumprod"]]).double()
+
+
+def step_of(step, eps, v, alpha_bar_t, alpha_bar_prev, clip):
+    """A step from the recorded image with the recorded noise."""
+    return step(numbers["ddpm.sample"], eps, v, alpha_bar_t, alpha_bar_prev, clip, lambda like: numbers["ddpm.noise"])
 
 
 @pytest.mark.parametrize("key", STEPS)
@@ -144,7 +152,7 @@ def test_a_ddpm_step_with_learned_variance_is_the_references(key):
     eps, raw = numbers["ddpm.model_output"].chunk(2, dim=1)
     clip = dynamic_threshold(0.95, 1.5 if stage == "I" else 1.0)
     for alpha_bar, rtol in ((float32_table(), 1e-4), (cosine(), 1e-4 if t != 2 else 2.5e-4)):
-        x = ddpm_step(numbers["ddpm.sample"], eps, (raw + 1) / 2, alpha_bar[t], alpha_bar[t_prev], clip, lambda like: numbers["ddpm.noise"])
+        x = step_of(ddpm_step, eps, (raw + 1) / 2, alpha_bar[t], alpha_bar[t_prev], clip)
         assert_close(x, numbers[f"{key}.prev"], atol=1e-4, rtol=rtol)
 
 
@@ -152,7 +160,8 @@ def test_a_ddpm_step_with_learned_variance_is_the_references(key):
 def test_a_ddpm_step_with_fixed_variance_is_the_references(t):
     eps = numbers["ddpm.model_output"][:, :3]
     alpha_bar = cosine()
-    x = ddpm_step(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 19, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
+    clip = dynamic_threshold(0.95, 1.5)
+    x = step_of(ddpm_step, eps, None, alpha_bar[t + 1], alpha_bar[max(t - 19, 0)], clip)
     assert_close(x, numbers[f"ddpm.I_fixed_small.leading50.t{t}.prev"], atol=1e-4, rtol=1e-4)
 
 
@@ -160,7 +169,7 @@ def test_a_ddpm_step_with_fixed_variance_is_the_references(t):
 def test_a_plain_ddpm_step_is_the_references(t):
     eps = numbers["ddpm.model_output"][:, :3]
     alpha_bar = linear(300)
-    x = ddpm_step(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[t], clip_to(-1, 1), lambda like: numbers["ddpm.noise"])
+    x = step_of(ddpm_step, eps, None, alpha_bar[t + 1], alpha_bar[t], clip_to(-1, 1))
     assert_close(x, numbers[f"ddpm.linear300_fixed_small.t{t}.prev"], atol=1e-4, rtol=1e-4)
 
 
@@ -168,19 +177,22 @@ def test_a_plain_ddpm_step_is_the_references(t):
 @pytest.mark.parametrize("t", [0, 500, 900])
 def test_a_ddim_step_with_eps_derived_again_is_the_references(t, eta):
     eps, alpha_bar = numbers["ddpm.model_output"][:, :3], cosine()
-    x = partial(ddim_step, eta=eta)(numbers["ddpm.sample"], eps, None, alpha_bar[t + 1], alpha_bar[max(t - 99, 0)], dynamic_threshold(0.95, 1.5), lambda like: numbers["ddpm.noise"])
+    step, clip = partial(ddim_step, eta=eta), dynamic_threshold(0.95, 1.5)
+    x = step_of(step, eps, None, alpha_bar[t + 1], alpha_bar[max(t - 99, 0)], clip)
     want = numbers[f"ddim.thresh_cos.n10.t{t}.eta{eta}.clipped_eps.prev"]
     assert_close(x, want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("t", [0, 100, 250, 999])
 def test_noising_is_the_references(t):
-    assert_close(add_noise(numbers["ddpm.sample"], cosine()[t + 1], numbers["ddpm.noise"]), numbers[f"add_noise.t{t}"], atol=1e-5, rtol=1e-4)
+    x_t = add_noise(numbers["ddpm.sample"], cosine()[t + 1], numbers["ddpm.noise"])
+    assert_close(x_t, numbers[f"add_noise.t{t}"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cap", [1.0, 1.5, 15.0])
 def test_thresholding_is_the_references(cap):
-    assert_close(dynamic_threshold(0.95, cap)(numbers[f"threshold.p095_c{cap}.in"]), numbers[f"threshold.p095_c{cap}.out"], atol=1e-6, rtol=0)
+    x, want = numbers[f"threshold.p095_c{cap}.in"], numbers[f"threshold.p095_c{cap}.out"]
+    assert_close(dynamic_threshold(0.95, cap)(x), want, atol=1e-6, rtol=0)
 
 
 # Whole walks
@@ -375,6 +387,7 @@ def test_the_memory_plan_counts_the_weights_exactly_and_is_refused_in_one_senten
     assert plan.text == 4 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     assert plan.weights + plan.activations < plan.weights * 1.5
     plan.check(plan.peak)
-    with pytest.raises(ValueError, match=r"needs about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), and 0.5 GB are free: use") as refusal:
+    says = r"about 0\.\d GB \(weights 0.74 GB \+ activations 0.\d+ GB; before that.*\), and 0.5 GB are free: use"
+    with pytest.raises(ValueError, match=says) as refusal:
         plan.check(500_000_000)
     assert "\n" not in str(refusal.value)

@@ -33,7 +33,9 @@ def test_weights_and_guidance_enter_an_anagram_as_in_the_formula():
     mu = [images(1, 1, 8, 8, seed=seed) for seed in range(3)]
     A = [view("vflip"), view("rot90"), view("negate")]
     guided = cfg(one_image(mu[0]), one_image(mu[1]), 3.0)
-    found = walked(anagram([guided, one_image(mu[1]), one_image(mu[2])], A, weights=[3, 2, 1]), images(1, 1, 8, 8, seed=9))
+    found = walked(
+        anagram([guided, one_image(mu[1]), one_image(mu[2])], A, weights=[3, 2, 1]), images(1, 1, 8, 8, seed=9)
+    )
     exaggerated = mu[1] + 3 * (mu[0] - mu[1])
     assert_close(found, (3 * A[0].undo(exaggerated) + 2 * A[1].undo(mu[1]) + A[2].undo(mu[2])) / 6)
 
@@ -55,13 +57,22 @@ def test_alternate_asks_one_view_a_level_in_turn():
         return lambda x_t, t: (asked.append((name, t)), one_image(0)(x_t, t))[1]
 
     timesteps = strided(T, 250)  # 1000, 750, 500, 250, 0: all even, so t itself could not tell the turn
-    last(sample(anagram([noting("a"), noting("b")], [view("identity"), view("rot180")], alternate=timesteps), images(1, 1, 8, 8), timesteps, ALPHA_BAR))
+    last(
+        sample(
+            anagram([noting("a"), noting("b")], [view("identity"), view("rot180")], alternate=timesteps),
+            images(1, 1, 8, 8),
+            timesteps,
+            ALPHA_BAR,
+        )
+    )
     assert asked == [("a", 1000), ("b", 750), ("a", 500), ("b", 250)]
 
 
 def test_alternate_undoes_the_view_that_it_asked():
     mu, A = images(1, 1, 8, 8), view("rot90")
-    eps, _ = anagram([one_image(0), one_image(mu)], [view("identity"), A], alternate=[20, 10, 0])(images(1, 1, 8, 8, seed=1), 10)
+    eps, _ = anagram([one_image(0), one_image(mu)], [view("identity"), A], alternate=[20, 10, 0])(
+        images(1, 1, 8, 8, seed=1), 10
+    )
     assert_close(eps, one_image(A.undo(mu))(images(1, 1, 8, 8, seed=1), 10)[0])
 
 
@@ -105,7 +116,10 @@ def test_the_low_pass_is_torchvisions_gaussian_blur(size, sigma, kernel):
 @pytest.mark.parametrize("H, W", [(1, 1), (2, 5), (7, 7), (28, 28)])
 def test_the_low_pass_keeps_a_grey_image_at_any_size_and_any_sigma(H, W):
     for sigma in (0.3, 2.0, 50.0):
-        assert_close(gaussian(sigma)(torch.full((1, 1, H, W), 0.3, dtype=torch.float64)), torch.full((1, 1, H, W), 0.3, dtype=torch.float64))
+        assert_close(
+            gaussian(sigma)(torch.full((1, 1, H, W), 0.3, dtype=torch.float64)),
+            torch.full((1, 1, H, W), 0.3, dtype=torch.float64),
+        )
 
 
 def test_the_low_pass_of_white_noise_has_the_variance_of_its_kernel():
@@ -172,7 +186,11 @@ def test_combinators_keep_the_dtype_and_leave_their_arguments_alone(dtype):
     def fixed(x_t, t):
         return answers, answers
 
-    for denoise in (anagram([fixed, fixed], [view("negate"), view("jigsaw")]), hybrid(fixed, fixed, gaussian(2)), colour_hybrid(fixed, fixed)):
+    for denoise in (
+        anagram([fixed, fixed], [view("negate"), view("jigsaw")]),
+        hybrid(fixed, fixed, gaussian(2)),
+        colour_hybrid(fixed, fixed),
+    ):
         eps, v = denoise(x, 5)
         assert eps.dtype == v.dtype == dtype
     assert torch.equal(x, before) and torch.equal(answers, kept)

@@ -51,20 +51,27 @@ def guided(net, c, scale=3.0):
     return cfg(net(label(c)), net(label(-1)), scale)
 
 
-FORMULAS = {  # name: (formula, rows that it takes, calls that it takes alone)
+def two(net, *names, **options):
+    """A guided anagram of a 4 and a 7, each seen through a view."""
+    return anagram([guided(net, 4), guided(net, 7)], [view(name) for name in names], **options)
+
+
+FORMULAS = {  # name: (formula, rows that it takes, calls that it takes without one_forward)
     "plain": (lambda net: net(label(3)), 1, 1),
     "guided": (lambda net: guided(net, 3), 2, 2),
     "guided by exactly 1": (lambda net: guided(net, 3, scale=1), 1, 1),
     "anagram": (lambda net: anagram([net(label(4)), net(label(7))], [view("identity"), view("rot180")]), 2, 2),
-    "guided anagram": (lambda net: anagram([guided(net, 4), guided(net, 7)], [view("identity"), view("rot180")], weights=[1, 2]), 4, 4),
-    "guided anagram, one view a level": (lambda net: anagram([guided(net, 4), guided(net, 7)], [view("identity"), view("vflip")], alternate=[40, 20, 0]), 2, 2),
-    "guided anagram, a view twice": (lambda net: anagram([guided(net, 4), guided(net, 7)], [view("vflip"), view("vflip")]), 3, 4),
+    "guided anagram": (lambda net: two(net, "identity", "rot180", weights=[1, 2]), 4, 4),
+    "guided anagram, one view per level": (lambda net: two(net, "identity", "vflip", alternate=[40, 20, 0]), 2, 2),
+    "guided anagram, a view twice": (lambda net: two(net, "vflip", "vflip"), 3, 4),
     "guided anagram of one digit in one view": (lambda net: anagram([guided(net, 4)] * 2, [view("vflip")] * 2), 2, 4),
     "guided hybrid": (lambda net: hybrid(guided(net, 8), guided(net, 3), gaussian(1.5)), 3, 4),
-    "guided triple hybrid": (lambda net: triple_hybrid(guided(net, 8), guided(net, 3), guided(net, 1), gaussian(3), gaussian(1)), 4, 6),
+    "guided triple hybrid": (
+        lambda net: triple_hybrid(*(guided(net, c) for c in (8, 3, 1)), gaussian(3), gaussian(1)), 4, 6,
+    ),
     "guided colour hybrid": (lambda net: colour_hybrid(guided(net, 8), guided(net, 3)), 3, 4),
     "an anagram in a hybrid": (
-        lambda net: hybrid(anagram([guided(net, 4), guided(net, 7)], [view("identity"), view("rot90")]), guided(net, 1), gaussian(2)), 5, 6,
+        lambda net: hybrid(two(net, "identity", "rot90"), guided(net, 1), gaussian(2)), 5, 6,
     ),
 }  # fmt: skip
 
@@ -99,7 +106,10 @@ def test_whole_walks_agree_and_call_the_network_once_a_step(network):
     x_T = torch.randn(2, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     formula = FORMULAS["guided hybrid"][0]
     counted, calls = counting(network)
-    walks = [last(sample(make, x_T, [50, 30, 10, 0], ALPHA_BAR, step=ddim_step)) for make in (one_forward(counted, formula), sequential(network, formula))]
+    walks = [
+        last(sample(make, x_T, [50, 30, 10, 0], ALPHA_BAR, step=ddim_step))
+        for make in (one_forward(counted, formula), sequential(network, formula))
+    ]
     assert_close(*walks)
     assert calls == [6, 6, 6]
 
@@ -139,7 +149,7 @@ def test_conditions_are_tensors_with_one_row_or_all_or_tuples_of_them_or_none():
 
 
 def test_conditions_of_several_parts_are_the_same_when_all_their_parts_are():
-    """A prompt's state beside a low-resolution image, as in stage II: of four questions of a guided hybrid, two are one."""
+    """A prompt's state with a low-resolution image, as in stage II: two of a guided hybrid's four questions are one."""
     calls = []
 
     def network(x_t, t, c):
@@ -151,7 +161,14 @@ def test_conditions_of_several_parts_are_the_same_when_all_their_parts_are():
         return torch.full((1, 1, 1, 1), value), torch.full((1, 1, 1, 1), value)
 
     low, empty = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4), state(1.0)
-    denoise = one_forward(network, lambda net: hybrid(cfg(net((state(3.0), low)), net((empty, low)), 2.0), cfg(net((state(2.0), low)), net((state(1.0), low)), 2.0), gaussian(1)))
+    denoise = one_forward(
+        network,
+        lambda net: hybrid(
+            cfg(net((state(3.0), low)), net((empty, low)), 2.0),
+            cfg(net((state(2.0), low)), net((state(1.0), low)), 2.0),
+            gaussian(1),
+        ),
+    )
     eps, _ = denoise(torch.zeros(2, 1, 4, 4), 5)
     assert calls == [2 * 3]
     assert_close(eps[:, 0, 0, 0], torch.tensor([17.0, 34.0]))  # constants are coarse: the far prompt, 1 + 2 (9 − 1)
@@ -181,7 +198,10 @@ def test_a_formula_that_asks_about_another_level_or_shape_is_refused():
     def network(x_t, t, c):
         return x_t, None
 
-    for formula in (lambda net: lambda x_t, t: net(None)(x_t, t - 1), lambda net: lambda x_t, t: net(None)(x_t[..., :2], t)):
+    for formula in (
+        lambda net: lambda x_t, t: net(None)(x_t, t - 1),
+        lambda net: lambda x_t, t: net(None)(x_t[..., :2], t),
+    ):
         with pytest.raises(ValueError, match="questions about level 5 and .*, got level .*: use `sequential`"):
             one_forward(network, formula)(torch.zeros(1, 1, 4, 4), 5)
 

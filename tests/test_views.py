@@ -9,9 +9,8 @@ from torch.testing import assert_close
 from minidiff.illusions import gaussian
 from minidiff.views import View, patches, permutation, view, views
 
-NAMES = ["identity", "vflip", "hflip", "rot90", "rot180", "rot270", "transpose", "negate", "pixels", "patches", "jigsaw", "skew", "hinge", "circle"]
+NAMES = "identity vflip hflip rot90 rot180 rot270 transpose negate pixels patches jigsaw skew hinge circle".split()
 SQUARES = [(1, 1, 1, 1), (2, 1, 5, 5), (2, 1, 28, 28), (1, 3, 27, 27), (1, 3, 64, 64)]
-
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,7 +69,8 @@ def test_the_skew_slides_columns_and_keeps_what_is_in_them():
 def test_patches_of_an_upscaled_image_are_the_upscaled_patches():
     x = images(1, 3, 28, 28)
     A = patches(4, seed=5)
-    assert torch.equal(A.apply(x.repeat_interleave(4, -1).repeat_interleave(4, -2)), A.apply(x).repeat_interleave(4, -1).repeat_interleave(4, -2))
+    upscaled = lambda x: x.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    assert torch.equal(A.apply(upscaled(x)), upscaled(A.apply(x)))
     assert torch.equal(patches(8).apply(x)[..., 24:, :], x[..., 24:, :])  # 28 = 8 · 3 + 4
 
 
@@ -82,7 +82,8 @@ def test_a_jigsaw_piece_turns_about_the_centre_into_a_twins_place():
     corner[..., :8, :8] = 1  # inside a corner piece, away from its knobs
     turned = [corner.rot90(k, (-2, -1)) for k in range(4)]
     assert any(torch.equal(view("jigsaw", seed=2).apply(corner), other) for other in turned)
-    assert not torch.equal(view("jigsaw", seed=2).apply(images(1, 1, 64, 64)), view("jigsaw", seed=3).apply(images(1, 1, 64, 64)))
+    x = images(1, 1, 64, 64)
+    assert not torch.equal(view("jigsaw", seed=2).apply(x), view("jigsaw", seed=3).apply(x))
 
 
 def test_jigsaw_pieces_interlock_so_their_squares_do_not_move_as_one():
@@ -100,7 +101,12 @@ def test_jigsaw_pieces_interlock_so_their_squares_do_not_move_as_one():
 @pytest.mark.parametrize(
     "name, apply, undo, number",
     [
-        ("tilt", lambda x: TF.rotate(x, 45, TF.InterpolationMode.BILINEAR), lambda x: TF.rotate(x, -45, TF.InterpolationMode.BILINEAR), r"0\.65 from AᵀA = I, 0\.7"),
+        (
+            "tilt",
+            lambda x: TF.rotate(x, 45, TF.InterpolationMode.BILINEAR),
+            lambda x: TF.rotate(x, -45, TF.InterpolationMode.BILINEAR),
+            r"0\.65 from AᵀA = I, 0\.7",
+        ),
         ("blur", gaussian(2), gaussian(2), r"0\.92 from AᵀA = I, 0\.99"),
         ("brighter", lambda x: 2 * x, lambda x: x / 2, r"2\.7 from AᵀA = I, 0 from its inverse"),
         ("clip", lambda x: x.clamp(-1, 1), lambda x: x, r"0\.88 from linear"),
@@ -122,7 +128,8 @@ def test_a_move_that_loses_pixels_is_refused():
 def test_a_view_shows_noise_as_noise(name):
     z = torch.randn(400, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = view(name).apply(z)
-    assert_close(seen.flatten(1).T @ seen.flatten(1) / 400, torch.eye(144, dtype=torch.float64), atol=0.3, rtol=0)  # 5.9 sigma
+    covariance = seen.flatten(1).T @ seen.flatten(1) / 400
+    assert_close(covariance, torch.eye(144, dtype=torch.float64), atol=0.3, rtol=0)  # 5.9 sigma
 
 
 def test_an_unknown_view_lists_the_known_ones():
