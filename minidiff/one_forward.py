@@ -2,13 +2,12 @@
 
 A guided anagram of two views calls the network four times per step. A batch of four rows would call it once. Write
 
-    denoise = one_forward(network, lambda net: anagram([cfg(net(skull), net(empty), 7), cfg(net(water), net(empty), 7)],
-    views))
+    guided = lambda net, c: cfg(net(c), net(empty), 7)
+    denoise = one_forward(network, lambda net: anagram([guided(net, skull), guided(net, water)], views))
 
 as if each net(c) were a denoiser of its own. At every step the formula runs twice: first against a recorder, which
 notes the questions (x, c) and answers zero; then, once the network has answered all distinct questions in one batch,
-with the answers. A question asked twice is one row: a hybrid, whose two halves ask the same of the empty prompt, takes
-3, not 4.
+with the answers. A question asked twice is one row: a guided hybrid asks about the empty prompt twice: 3 rows, not 4.
 
 Two questions are the same when x and c are: tensors by value (kilobytes, cheap beside a forward pass), tuples part by
 part. Left out: questions that depend on answers, for which there is `sequential`. Next: networks/if_unet.py.

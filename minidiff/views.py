@@ -63,7 +63,7 @@ class View:
 
 
 def permutation(name: str, move: Callable[[Tensor], Tensor]) -> View:
-    """The view that moves pixels as `move` moves the entries of a table (H, W); the inverse is by argsort."""
+    """The view that moves pixels as `move` moves the entries of a table (H, W). Its inverse is the argsort."""
 
     @cache
     def tables(H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor]:

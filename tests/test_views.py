@@ -9,7 +9,10 @@ from torch.testing import assert_close
 from minidiff.illusions import gaussian
 from minidiff.views import View, patches, permutation, view, views
 
-NAMES = "identity vflip hflip rot90 rot180 rot270 transpose negate pixels patches jigsaw skew hinge circle".split()
+NAMES = [
+    "identity", "vflip", "hflip", "rot90", "rot180", "rot270", "transpose",
+    "negate", "pixels", "patches", "jigsaw", "skew", "hinge", "circle",
+]  # fmt: skip
 SQUARES = [(1, 1, 1, 1), (2, 1, 5, 5), (2, 1, 28, 28), (1, 3, 27, 27), (1, 3, 64, 64)]
 
 

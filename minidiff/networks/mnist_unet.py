@@ -63,9 +63,10 @@ def unflatten(c: int) -> nn.Sequential:
 
 
 class FromOnePixel(nn.ConvTranspose2d):
-    """A transposed convolution of one pixel as one matrix product, many times faster: (B, C, 1, 1) -> (B, C, 7, 7)."""
+    """A transposed convolution of one pixel, computed as one matrix product, which is many times faster."""
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (B, C, 1, 1) -> (B, C, 7, 7)."""
         x = z.flatten(1) @ self.weight.permute(0, 2, 3, 1).flatten(1)  # (B, C) @ (C, 7 · 7 · C)
         return x.unflatten(1, (*self.kernel_size, -1)).permute(0, 3, 1, 2) + self.bias[:, None, None]
 
