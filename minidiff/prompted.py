@@ -86,9 +86,6 @@ class Weights:
         """Let go of the U-Net; the prompts' vectors stay."""
         self.unet, self.states = None, {}
 
-    def _encoder_name(self) -> str:
-        return prompts.encoder_name(self.encoder, self.width)
-
     def _embedded(self, words: Sequence[str]) -> Tensor:
         stored = prompts.load_bank(self.bank) if self.bank else {}
         before = len(stored)

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from if_fixtures import GOLDEN, golden, published_configs
 from torch.testing import assert_close
 
-from minidiff import hub, prompts
+from minidiff import hub
 from minidiff.adapters import enlarged, superres, text
 from minidiff.deepfloyd import RESPACINGS, memory_plan, respaced, schedule_of, solver_levels
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
-from minidiff.files import save_tensors
 from minidiff.guidance import cfg
 from minidiff.prompted import Weights, forget_text, load_prompted, load_unet
 from minidiff.sampling import ddim_step, ddpm_step, dpm_step, sample
@@ -320,62 +319,6 @@ def test_a_walk_in_bfloat16_stays_near_the_one_in_float32():
         assert x.dtype == torch.float32
         found.append(x)
     assert (found[0] - found[1]).square().mean().sqrt() < 0.05
-
-
-# Prompts
-TEXTS = ["A photo of a red fox standing in the snow!", "an oil painting of a lighthouse"]
-
-
-def test_prompts_are_encoded_once_and_kept(tmp_path):
-    bank = {}
-    first = prompts.embed([*TEXTS, ""], ONE, 32, bank)
-    assert_close(first[:2], walks["text.prompt_embeds"], atol=1e-4, rtol=0)
-    assert_close(first[2], walks["text.negative_prompt_embeds"][0], atol=1e-4, rtol=0)
-    prompts.save_bank(bank, tmp_path / "bank.safetensors")
-    bank = prompts.load_bank(tmp_path / "bank.safetensors")
-    assert_close(prompts.embed(["  AN OIL painting of a lighthouse", ""], tmp_path / "tiny-if-I", 32, bank), first[1:], rtol=0, atol=0)
-
-
-def test_a_prompt_that_is_nowhere_names_the_nearest(tmp_path):
-    bank = {("an oil painting of a fox", "empty"): torch.zeros(77, 32), ("something else", "other"): torch.zeros(77, 32)}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no embedding for 'an oil painting of an ox' in the bank \(nearest there: 'an oil painting of a fox'\), and T5"):
-        prompts.embed(["an oil painting of an ox"], tmp_path / "empty", 32, bank)
-    with pytest.raises(ValueError, match=r"\(77, 32\), the model wants \(77, 64\)"):
-        prompts.embed(["an oil painting of a fox"], tmp_path / "empty", 64, bank)
-
-
-def test_the_courses_file_is_imported_without_running_pickles(tmp_path):
-    import pickle
-
-    torch.save({"An Oil Painting": torch.ones(1, 77, 4096, dtype=torch.float16)}, tmp_path / "prompts.pth")
-    bank = prompts.import_pth(tmp_path / "prompts.pth")
-    assert list(bank) == [("an oil painting", prompts.XXL)]
-    assert_close(prompts.embed(["an oil painting "], "DeepFloyd/IF-I-M-v1.0", 4096, bank), torch.ones(1, 77, 4096))
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"a": print}, protocol=2))
-    (tmp_path / "empty.pth").touch()
-    for name, message in (("evil.pth", r"damaged, or holds more than tensors\)"), ("empty.pth", "damaged"), ("absent.pth", "No such file")):
-        with pytest.raises(ValueError, match=f"cannot be read safely .*{message}") as refusal:
-            prompts.import_pth(tmp_path / name)
-        assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("stored", [
-    [1, 2], {1: torch.ones(77, 8)}, {"a": torch.ones(2, 77, 8)}, {"a": torch.ones(1, 76, 8)}, {"a": torch.ones(77)}, {"a": torch.ones(77, 0)},
-    {"a": torch.ones(77, 8, dtype=torch.int64)}, {"a": torch.full((77, 8), torch.nan)}, {"a": torch.ones(77, 8).to_sparse()}, {"a": "b"},
-])  # fmt: skip
-@pytest.mark.filterwarnings("ignore:Validating sparse")
-def test_a_pth_file_without_embeddings_is_refused(tmp_path, stored):
-    torch.save(stored, tmp_path / "wrong.pth")
-    with pytest.raises(ValueError, match="is no dict of text"):
-        prompts.import_pth(tmp_path / "wrong.pth")
-
-
-@pytest.mark.parametrize("record", [{}, {"prompts": 5}, {"prompts": None}, {"prompts": [{"text": "a"}]}, {"prompts": [{"text": "a", "encoder": "b"}] * 2}], ids=repr)
-def test_a_file_that_is_no_bank_is_refused(tmp_path, record):
-    save_tensors({"0": torch.zeros(77, 8)}, tmp_path / "bank.safetensors", record)
-    with pytest.raises(ValueError, match="is no prompt bank: give"):
-        prompts.load_bank(tmp_path / "bank.safetensors")
 
 
 # Memory

@@ -113,7 +113,7 @@ def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys, refused
     assert "3 prompts added, 3 in the bank" in capsys.readouterr().out
     assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
     assert "1 prompt added, 4 in the bank" in capsys.readouterr().out
-    assert list(prompts.load_bank("bank.safetensors")) == [("", "tiny-if-I"), ("a fox", "tiny-if-I"), ("a skull", "tiny-if-I"), ("a waterfall", prompts.XXL)]
+    assert [(text, by.name) for text, by in prompts.load_bank("bank.safetensors")] == [("", "tiny-if-I"), ("a fox", "tiny-if-I"), ("a skull", "tiny-if-I"), ("a waterfall", prompts.XXL)]
     run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
     assert "T5" not in capsys.readouterr().out
     refused(sample, ["embed", "--import", "course.txt", "--out", "bank.safetensors"], "course.txt cannot be read safely")
