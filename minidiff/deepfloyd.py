@@ -1,28 +1,26 @@
-"""Chapter 17. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
+"""Chapter 18. DeepFloyd IF: what besides its weights does a published model need to sample as its authors intended?
 
-    schedule     ᾱ, and how an estimate of x_0 is kept in range: both in scheduler_config.json
-    levels       which of the 1000 noise levels a walk visits: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++
-    stage        a frozen record of all that, with the network
-    memory       how much a walk will take, told before anything is loaded
+    schedule     ᾱ, and how an estimate of x_0 is kept in range: both from scheduler_config.json
+    levels       which of the 1000 noise levels to visit: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++
+    memory       how much sampling will take, known before anything is loaded
 
-IF counts levels from 0 (least noise) to 999; ours are one more, 1 … 1000, and 0 is the clean image: their list 999, …, 0 is our 1000,
-…, 1, 0. Left out: stage III (it never came), the safety checker, the watermark. Next: the scripts.
+IF numbers its levels 0 (least noise) … 999. Ours are one higher, 1 … 1000, and 0 is the clean image: their 999, …, 0
+are our 1000, …, 1, 0. Left out: stage III (never released), the safety checker, the watermark. Next: walk.py.
 """
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minidiff import hub, schedule
+from minidiff import schedule
 from minidiff.diffusion import clip_to, dynamic_threshold, unclipped
 from minidiff.networks.if_unet import Attention, IFUNet
 
-RESPACINGS = {  # name -> steps in equal sections of the levels, the least noisy first (IF's own)
+RESPACINGS = {  # IF's own: name -> steps in equal sections of the levels, the least noisy first
     "fast27": "10,10,3,2,2",
     "smart27": "7,4,2,1,2,4,7",
     "smart50": "10,6,4,3,2,2,3,4,6,10",
@@ -35,20 +33,21 @@ RESPACINGS = {  # name -> steps in equal sections of the levels, the least noisy
 
 
 def respaced(steps: str | int, T: int = 1000) -> list[int]:
-    """The levels of a walk, falling from at most T, with 0 behind: steps + 1 of them.
+    """steps + 1 decreasing levels, from at most T to 0.
 
-    steps: a number (evenly from 1 to T), a name of RESPACINGS, or numbers of steps for equal sections: "10,10,3,2,2"
+    steps: a number (evenly from T to 1), a name in RESPACINGS, or the steps in each of equal sections: "10,10,3,2,2"
     Raises ValueError for an unknown name, and for more steps than levels.
     """
     text = RESPACINGS.get(str(steps), str(steps))
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"steps must be a number, numbers like 10,10,3,2,2 or one of {', '.join(RESPACINGS)}, got {steps!r}")
+        known = ", ".join(RESPACINGS)
+        raise ValueError(f"steps must be a number, numbers like 10,10,3,2,2 or one of {known}, got {steps!r}")
     counts, first, levels = [int(n) for n in text.split(",")], 0, []
     for i, count in enumerate(counts):
         size = T // len(counts) + (i < T % len(counts))
         if not 1 <= count <= size:
-            raise ValueError(f"a section of {size} levels takes 1 to {size} steps, got {count} in {steps!r}: ask for other numbers")
-        # evenly from the first to the last level of the section; the sum, not a product, rounds as the original does
+            raise ValueError(f"a section of {size} levels must have 1 to {size} steps, got {count} in {steps!r}")
+        # evenly from the first to the last level of the section; a running sum, which rounds as the original does
         at, stride = 0.0, (size - 1) / max(count - 1, 1)
         for _ in range(count):
             levels.append(first + round(at) + 1)
@@ -58,9 +57,10 @@ def respaced(steps: str | int, T: int = 1000) -> list[int]:
 
 
 def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -> list[int]:
-    """Levels for DPM-Solver++: steps + 1, evenly from the noisiest one whose λ = ½ log(ᾱ/(1 − ᾱ)) is not below the bound, to 0.
+    """steps + 1 levels for DPM-Solver++, evenly from the noisiest with λ = ½ log(ᾱ/(1 − ᾱ)) >= lowest_log_snr, to 0.
 
-    On the cosine schedule λ falls to −9.9 in the last levels, which hold no image: −5.1 leaves out the last 4 of 1000. Raises ValueError.
+    On the cosine schedule λ falls to −9.9 in the last levels, which hold no image: −5.1 leaves out the last 4 of 1000.
+    Raises ValueError unless there are fewer steps than levels. alpha_bar: (T + 1,).
     """
     log_snr = 0.5 * (alpha_bar[1:] / (1 - alpha_bar[1:])).log()
     noisiest = int((log_snr >= lowest_log_snr).sum())
@@ -71,98 +71,71 @@ def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -
 
 
 def number(config: dict, name: str, default: float, low: float, high: float) -> float:
-    """A number of scheduler_config.json; a whole one where the default is. Raises ValueError for anything else."""
+    """A number from scheduler_config.json, an integer if its default is one. Raises ValueError for anything else."""
     value = default if config.get(name) is None else config[name]
     if type(value) not in (int, type(default)) or not low <= value <= high:
-        kind = "whole number" if type(default) is int else "number"
-        raise ValueError(f"the scheduler's config asks for {name} = {value!r}, wanted is a {kind} between {low} and {high}: use the scheduler of an IF checkpoint")
+        kind = "an integer" if type(default) is int else "a number"
+        raise _unknown(name, value, f"{kind} between {low} and {high}")
     return value
 
 
-BUILT = {  # settings of a scheduler that would change the walk -> what they may be; the first where they are absent
-    "prediction_type": ("epsilon",), "variance_type": ("learned_range", "fixed_small"), "trained_betas": (None,), "rescale_betas_zero_snr": (False, None),
-    "timestep_spacing": ("leading", "linspace", None),  # of the steps that a pipeline chooses, and ours are those of `respaced` and `solver_levels`
-    "steps_offset": (0, None), "set_alpha_to_one": (True, None), "final_sigmas_type": ("zero", None), "algorithm_type": ("dpmsolver++", None), "solver_order": (2, None),
-    **{f"use_{kind}": (False, None) for kind in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas", "flow_sigmas", "dynamic_shifting")},
-}  # fmt: skip
+SUPPORTED = {  # settings that would change the walk -> what they may be; the first where they are absent
+    "prediction_type": ("epsilon",),
+    "variance_type": ("learned_range", "fixed_small"),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),
+    "timestep_spacing": ("leading", "linspace", None),  # ours are `respaced` and `solver_levels`
+    "steps_offset": (0, None),
+    "set_alpha_to_one": (True, None),
+    "final_sigmas_type": ("zero", None),
+    "algorithm_type": ("dpmsolver++", None),
+    "solver_order": (2, None),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+}
 
 
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for a schedule that is not built."""
-    for name, values in BUILT.items():
+    """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for any other schedule."""
+    for name, values in SUPPORTED.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"the scheduler's config asks for {name} = {config[name]!r}, built is {' or '.join(repr(value) for value in values if value is not None or len(values) == 1)}: use the scheduler of an IF checkpoint")
+            wanted = " or ".join(repr(value) for value in values if value is not None or len(values) == 1)
+            raise _unknown(name, config[name], wanted)
     T, kind = number(config, "num_train_timesteps", 1000, 1, 100_000), config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         alpha_bar = schedule.cosine(T)
     elif kind == "linear":
         alpha_bar = schedule.linear(T, number(config, "beta_start", 1e-4, 0, 1), number(config, "beta_end", 0.02, 0, 1))
     else:
-        raise ValueError(f"the scheduler's config asks for beta_schedule = {kind!r}, built is 'squaredcos_cap_v2' or 'linear': use the scheduler of an IF checkpoint")
+        raise _unknown("beta_schedule", kind, "'squaredcos_cap_v2' or 'linear'")
     if config.get("thresholding"):
-        clip = dynamic_threshold(number(config, "dynamic_thresholding_ratio", 0.995, 0, 1), number(config, "sample_max_value", 1.0, 0, math.inf))
+        ratio = number(config, "dynamic_thresholding_ratio", 0.995, 0, 1)
+        clip = dynamic_threshold(ratio, number(config, "sample_max_value", 1.0, 0, math.inf))
     else:
         limit = number(config, "clip_sample_range", 1.0, 0, math.inf)
         clip = clip_to(-limit, limit) if config.get("clip_sample", True) else unclipped
     return alpha_bar, clip
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of IF, ready to walk. Pixels are [-1, 1]."""
-
-    unet: IFUNet
-    alpha_bar: Tensor                   # (T + 1,) float64
-    clip: Callable[[Tensor], Tensor]    # dynamic thresholding
-    low_alpha_bar: Tensor | None        # stage II: the schedule by which the low-resolution image is noised
-    lowest_log_snr: float               # of `solver_levels`
-    size: int                           # of the picture: 64, stage II 256
-    width: int                          # D of the prompts' vectors
-    steps: str                          # of `respaced`, the original's default
-    scale: float                        # of `cfg`, the original's default
-
-
-def load_stage(model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", folder: str = "unet") -> Stage:
-    """Stage I or II of a folder or a hub name: the config decides which.
-
-    dtype:  float32, or bfloat16/float16 for half of the memory (then the network's pictures are laid out channels last)
-    folder: where in the model the U-Net is
-    Raises ValueError when the model cannot be had or is not built; see hub.py.
-    """
-    config = hub.read_json(model, f"{folder}/config.json")
-    with torch.device("meta"):
-        unet = IFUNet(config)
-    scheduler = hub.read_json(model, "scheduler/scheduler_config.json")
-    alpha_bar, clip = schedule_of(scheduler)
-    second = unet.config["in_channels"] == 6
-    low_alpha_bar = schedule_of(hub.read_json(model, "image_noising_scheduler/scheduler_config.json"))[0] if second else None
-    half = dtype in (torch.float16, torch.bfloat16)
-    hub.load(unet, hub.find_weights(model, folder, "diffusion_pytorch_model", half), dtype)
-    unet.to(device=device, memory_format=torch.channels_last if half else torch.preserve_format)
-    unet.learned = unet.learned and scheduler.get("variance_type") == "learned_range"  # absent is fixed_small, as in the reference
-    lowest, size = number(scheduler, "lambda_min_clipped", -5.1, -math.inf, math.inf), unet.config.get("sample_size") or (256 if second else 64)
-    steps, scale = ("smart50", 4.0) if second else ("150", 7.0)
-    return Stage(unet, alpha_bar, clip, low_alpha_bar, lowest, size, unet.config["encoder_hid_dim"], steps, scale)
-
-
-def forget_text(unet: IFUNet) -> None:
-    """Let go of the weights that `encode` alone reads, once all prompts are encoded: a fifth of IF-I-M. `encode` does not work any more."""
-    del unet.add_embedding, unet.encoder_hid_proj
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            del module.norm_cross, module.add_k_proj, module.add_v_proj
+def _unknown(name: str, value, expected: str) -> ValueError:
+    remedy = "use the scheduler of an IF checkpoint"
+    return ValueError(f"scheduler_config.json has {name} = {value!r}, expected {expected}: {remedy}")
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that the parts of a walk will take, one after the other: the prompts first, then the network with its pictures."""
+    """Bytes of memory that sampling will take: T5 first, then the U-Net with its activations."""
 
     weights: int
     activations: int
-    text: int  # T5's largest block, streamed; 0 when all prompts are in the bank
+    text: int  # the largest block of T5, which runs block by block; 0 when it is not needed
 
     @property
     def peak(self) -> int:
+        """T5 and the U-Net are never in memory at once."""
         return max(self.weights + self.activations, self.text)
 
     def __str__(self) -> str:
@@ -173,17 +146,21 @@ class MemoryPlan:
         """Raises ValueError when the plan does not fit into `free` bytes."""
         if self.peak > free:
             raise ValueError(
-                f"this walk needs about {self.peak / 1e9:.1f} GB ({self}), free are {free / 1e9:.1f} GB: use a smaller model, --dtype bfloat16, fewer images or --sequential"
+                f"sampling needs about {self.peak / 1e9:.1f} GB ({self}), and {free / 1e9:.1f} GB are free: "
+                "use a smaller model, bfloat16, a smaller batch or sequential passes"
             )
 
 
-def memory_plan(config: dict, dtype: torch.dtype, rows: int, size: int | None = None, text_config: dict | None = None) -> MemoryPlan:
-    """What a walk of `rows` pictures at a time (two an image with guidance) will take; nothing is loaded.
+def memory_plan(
+    config: dict, dtype: torch.dtype, rows: int, size: int | None = None, text_config: dict | None = None
+) -> MemoryPlan:
+    """What sampling with batches of `rows` (two per image with guidance) will take; nothing is loaded.
 
     config:      unet/config.json
+    size:        H = W of the images (rows, C, H, W); None: the config's
     text_config: text_encoder/config.json if T5 is needed
-    The activations are an estimate from above: what is kept for the way up, ten times the widest picture, and the widest kernel once
-    more (measured at width 128: 0.156 GB for 2 rows in float32, here 0.17; 0.14 for 4 in bfloat16, here 0.14).
+    The activations are an upper estimate: the skip connections, ten times the widest activation, and a copy of the
+    widest kernel (measured at width 128: 0.156 GB for 2 rows in float32, here 0.17; 0.14 for 4 in bfloat16, here 0.14).
     """
     with torch.device("meta"):
         unet = IFUNet(config)

@@ -4,7 +4,6 @@ Every picture carries the settings that made it in its metadata (a PNG text chun
 """
 
 import json
-import math
 from bisect import bisect_right
 from pathlib import Path
 
@@ -27,30 +26,6 @@ def grid(images: Tensor, columns: int, zoom: int = 2) -> Image.Image:
     sheet = make_grid(images.detach().float().cpu(), nrow=columns, padding=1, pad_value=0.35)
     picture = Image.fromarray((sheet * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-
-
-def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35) -> Tensor:
-    """Images on their way through a view of illusions.py: every pixel turns about the centre to its new place (of a mirror image, goes straight), a negative fades.
-
-    images: (N, C, H, W) in [0, 1]; s: 0 at the start, 1 at the end. Returns (N, C, S, S) in [0, 1] with S = zoom · the diagonal, rounded up.
-    """
-    N, C, H, W = images.shape
-    y, x = torch.meshgrid(torch.arange(H) - (H - 1) / 2, torch.arange(W) - (W - 1) / 2, indexing="ij")
-    goal = torch.complex(x, y).flatten()
-    source = view.permute(torch.arange(float(H * W)).view(1, 1, H, W)).flatten().long()  # place i will show pixel source[i]
-    start = goal[source]
-    turn = (goal.angle() - start.angle()) % (2 * math.pi)
-    turn = torch.where(turn > math.pi + 1e-4, turn - 2 * math.pi, turn)  # the short way; half a turn always to the same side
-    mirrored = torch.allclose(start.abs(), goal.abs()) and not torch.allclose(turn, (turn * 2 / math.pi).round() * math.pi / 2, atol=1e-3)
-    place = (1 - s) * start + s * goal if mirrored else torch.polar((1 - s) * start.abs() + s * goal.abs(), start.angle() + s * turn)
-    colour = images.flatten(2)[..., source]
-    colour = torch.lerp(colour, 1 - colour, s) if view.sign < 0 else colour
-    size = math.ceil(math.hypot(H, W)) * zoom
-    side = torch.arange(zoom if s in (0, 1) else math.ceil(1.5 * zoom))  # larger while the grid is askew, so that no gap shows
-    rows, columns = [((v * zoom + (size - len(side)) / 2).round().long()[:, None, None] + d).clamp(0, size - 1) for v, d in ((place.imag, side[:, None]), (place.real, side))]
-    canvas = images.new_full((N, C, size, size), paper)
-    canvas[..., rows, columns] = colour[..., None, None]
-    return canvas
 
 
 def one_line(text: str, width: float) -> str:

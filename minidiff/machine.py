@@ -76,6 +76,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the one of several that prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def shared(count: int, batch: int) -> list[range]:
     """The parts of range(count) that are this process's, at most `batch` long; all of them without torchrun."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
