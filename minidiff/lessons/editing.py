@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minidiff import editing, files, pictures
 from minidiff.lessons.common import PROMPT, at_least_one, beside, in_turn, of_prompts, opened, test_digits
-from minidiff.model import Model, OfAny, Words, texts
+from minidiff.model import Model, OfAny, OfEnlarging, Words, one_text
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
 from minidiff.schedule import cosine, strided
@@ -42,7 +42,10 @@ def edit(
     walk = walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)
     walk = model.settled(walk)
     x_0, words, name = _originals(
-        picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model
+        PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png") if picture is None else picture,
+        words,
+        n,
+        model,
     )
     if of_prompts(model) and walk.steps is None and walk.sampler != "dpm":
         levels = strided(991, 30)  # the course's own list
@@ -94,7 +97,7 @@ def inpaint(
     model = opened(model, words)
     walk = model.settled(walk.default(sampler="ddpm", steps=50))
     picture = PICTURES / "tower.png" if picture is None and of_prompts(model) else picture
-    rounds = rounds or (1 if of_prompts(model) else 4)
+    rounds = (1 if of_prompts(model) else 4) if rounds is None else rounds
     x_0, words, name = _originals(picture, words, n, model)
     H, W = model.shape[1:]
     m, levels = (
@@ -135,7 +138,7 @@ def upscale(
     *,
     words: Words = PROMPT,
     n: int = 1,
-    model: OfAny = "picturebook-II",
+    model: OfEnlarging = "picturebook-II",
     walk: Walk = Walk(),
 ) -> Result:
     """Enlarge a picture with stage II.
@@ -148,7 +151,7 @@ def upscale(
     model = opened(model)
     if model.low is None:
         raise ValueError(f"{model.name} is no stage II, which enlarges: name one, like DeepFloyd/IF-II-M-v1.0")
-    picture = picture or PICTURES / "tower.png"
+    picture, word = PICTURES / "tower.png" if picture is None else picture, one_text(words)
     walk = model.settled(walk)
     model.timesteps(walk.steps, walk.sampler)
     if Path(picture).suffix in ARRAYS:
@@ -160,10 +163,11 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    large = model.enlarged(x, [texts(words)[:1]], walk)
+    large = model.enlarged(x, [[word]], walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
-    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=texts(words)[:1])
+    names = ("before", "after")
+    return Result(summary, large, shown=shown, columns=names, walk=walk, settled={"n": len(x)}, prompts=[word])
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:

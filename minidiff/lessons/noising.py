@@ -13,15 +13,8 @@ from minidiff.results import Result, counted
 from minidiff.walk import Walk
 
 SIGMAS = [0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0]
-BLUR = {
-    0: 0.1,
-    0.2: 0.6,
-    0.4: 0.9,
-    0.5: 1.0,
-    0.6: 1.1,
-    0.8: 1.3,
-    1.0: 1.5,
-}  # σ of the noise -> of the blur, in pixels: about the best PSNR
+# σ of the noise -> of the blur, in pixels: about the best PSNR
+BLUR = {0: 0.1, 0.2: 0.6, 0.4: 0.9, 0.5: 1.0, 0.6: 1.1, 0.8: 1.3, 1.0: 1.5}
 
 
 def noise(*, words: Words | None = None, n: int = 10, seed: int = 137) -> Result:
@@ -49,6 +42,7 @@ def blur(*, words: Words | None = None, n: int = 10, seed: int = 137) -> Result:
     return _sigma_grid(blurred, labels, "a Gaussian blur of z. " + _each_psnr(blurred, x))
 
 
+@torch.no_grad()
 def onestep(
     *, words: Words | None = None, n: int = 10, batch: int = 100, seed: int = 137, model: OfDigits = "mnist-denoiser"
 ) -> Result:
@@ -59,6 +53,7 @@ def onestep(
     batch: images at a time
     seed:  of the noise, any whole number from 0
     """
+    Walk(batch=batch)  # says what is wrong with it
     model = _denoiser(model)
     x, labels = _test_digits(n, words)
     z = x + 0.5 * _eps(x, seed)
@@ -67,6 +62,7 @@ def onestep(
     return Result(summary, clean, labels, shown=beside(x, z.clamp(0, 1), clean), columns=("x", "z", "D(z)"))
 
 
+@torch.no_grad()
 def ood(*, words: Words | None = None, n: int = 10, seed: int = 137, model: OfDigits = "mnist-denoiser") -> Result:
     """... and at the seven sigmas, six of which it never saw.
 
@@ -80,6 +76,7 @@ def ood(*, words: Words | None = None, n: int = 10, seed: int = 137, model: OfDi
     return _sigma_grid(clean, labels, "D(z); it was trained at sigma 0.5 alone. " + _each_psnr(clean, x))
 
 
+@torch.no_grad()
 def denoise(
     *,
     words: Words | None = None,
@@ -100,33 +97,34 @@ def denoise(
     model = opened_digits(model, "denoise")
     if model.alpha_bar is None:
         model.timesteps()  # says why not
-    walk = model.settled(walk.default(scale=1) if model.words or model.guide else walk)
+    if walk.batch is not None:
+        raise ValueError(f"denoise walks all its digits at once, got batch {walk.batch}: leave it out, or ask for fewer")
+    walk = model.settled(walk.default(scale=1) if model.guided else walk)
     x_0, labels = test_digits(model, n, words)
     T = len(model.alpha_bar) - 1
     t = T // 2 if level is None else level
     if not 1 <= t <= T:
         raise ValueError(f"level must be between 1 and T = {T}, got {t}")
-    levels, source = (
-        model.timesteps(walk.steps, walk.sampler, t),
-        sampling.noise_per_image(sampling.seeded(walk.seed, 0, n)),
-    )
+    levels = model.timesteps(walk.steps, walk.sampler, t)
+    source = sampling.noise_per_image(sampling.seeded(walk.seed, 0, n))
     alpha_bar_t = model.alpha_bar[t]
     x_t = add_noise(x_0, alpha_bar_t, source(x_0))
-    denoiser = model.denoiser([str(int(c)) if model.words else "" for c in labels], walk.scale)
+    asked = [str(int(c)) if model.words else "" for c in labels]
+    denoiser = model.formula([asked], scale=walk.scale, one_by_one=walk.sequential)
     one_step = predict_x0(x_t, denoiser(x_t, t)[0], alpha_bar_t)
     how = {"step": walk.step(), "clip": model.clip, "noise": source}
     states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, **how)]
     shown = [*states[: -1 : max(1, len(states) // 6)], states[-1]]
-    blurred = gaussian_blur(
-        x_t / alpha_bar_t.sqrt(), 13, 2.5
-    )  # as bright as x_0 on average; sigma 2.5 had the best PSNR at level 150
+    # as bright as x_0 on average; sigma 2.5 had the best PSNR at level 150
+    blurred = gaussian_blur(x_t / alpha_bar_t.sqrt(), 13, 2.5)
     unit = [model.to_unit(x) for x in (x_0, *(x for _, x in shown), one_step, blurred)]
     walked, one, blurry = (psnr(x, unit[0]) for x in unit[-3:])
     scores = f"PSNR: walk {walked:.2f} dB, one step {one:.2f}, blur {blurry:.2f}"
     summary = f"{counted(n, 'test digit')} from level {t} of {T}. {scores}"
     names = ("original", *(f"t = {level}" for level, _ in shown), "one step", "blur")
     frames = [model.to_unit(x) for _, x in states] if gif else ()
-    return Result(summary, unit[-3], labels, shown=torch.stack(unit, 1), columns=names, frames=frames, walk=walk)
+    shown, settled = torch.stack(unit, 1), {"level": t}
+    return Result(summary, unit[-3], labels, shown=shown, columns=names, frames=frames, walk=walk, settled=settled)
 
 
 def _test_digits(n: int, words: Words | None) -> tuple[Tensor, Tensor]:
@@ -144,7 +142,7 @@ def _denoiser(model: Model | str) -> Model:
 
 
 def _eps(x: Tensor, seed: int) -> Tensor:
-    return sampling.noise_per_image(sampling.seeded(seed, 0, len(x)))(x)
+    return sampling.noise_per_image(sampling.seeded(Walk(seed=seed).seed, 0, len(x)))(x)
 
 
 def _sigma_grid(columns: list[Tensor], labels: Tensor, summary: str) -> Result:
