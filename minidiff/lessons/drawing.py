@@ -100,7 +100,7 @@ def guidance(
     walks = [model.settled(replace(walk, scale=each)) for each in scale]
     rows = [model.from_noise([labels], len(labels), each)[0] for each in walks]
     summary = f"guidance scales {list(scale)}, one row each, from the same noise"
-    names = {"columns": tuple(labels), "rows": tuple(f"γ = {each:g}" for each in scale)}
+    names = {"columns": tuple(labels), "rows": tuple(f"scale {each:g}" for each in scale)}
     every = labels_of([labels], len(labels)).repeat(len(scale))
     settled = {"scale": list(scale)}
     return Result(summary, torch.cat(rows), every, across=len(labels), walk=walks[-1], settled=settled, **names)
