@@ -25,12 +25,12 @@ import torch
 from minidiff import files, images, prompts
 from minidiff.command import Parser, run
 from minidiff.lessons import LESSONS
-from minidiff.lessons.common import suits
+from minidiff.lessons.common import default_model
 from minidiff.machine import choose_device, is_first, start_processes
-from minidiff.model import texts
 from minidiff.pretrained import load
 from minidiff.results import Result
 from minidiff.walk import Walk
+from minidiff.words import texts
 
 NAMED = {lesson.__name__: lesson for lesson in LESSONS}
 ARRAYS = (".safetensors", ".npz")
@@ -128,7 +128,9 @@ def arguments(argv: list[str]) -> dict:
     )
     commands = parser.add_subparsers(dest="lesson", metavar="LESSON")
     for name, lesson in NAMED.items():
-        sub, own = commands.add_parser(name, description=summary(lesson)), takes_of(lesson)
+        example = re.search(r"Example: (.+)", lesson.__doc__ or "")
+        epilog = f"Example: python sample.py {example.group(1)}" if example else None
+        sub, own = commands.add_parser(name, description=summary(lesson), epilog=epilog), takes_of(lesson)
         for parameter, text in parameters(lesson):
             positional = parameter.name in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             add(sub, parameter, text, positional)
@@ -178,11 +180,13 @@ def draw(lesson: Callable, asked: dict, device: torch.device) -> tuple[Result, d
         values["walk"] = Walk(**{name: asked[name] for name in names if name in asked})
     settled = {p.name: p.default for p, _ in parameters(lesson) if p.default is not p.empty} | asked
     if "model" in takes:
-        words = [word for name in WORDS if name in asked for word in texts(asked[name])]
-        name = asked.get("model") or takes["model"].default or suits(words or None)
+        words = [word for name in WORDS if name in asked for word in texts(asked[name])] or None
+        name = asked.get("model") or takes["model"].default
+        name = name or default_model(asked["lesson"], words, asked.get("picture"))
         options = {option: asked[option] for option in OF_PROMPTS if option in asked}
-        values["model"] = load(name, device, **options, say=print if is_first() else None)
-        settled |= {"model": str(name), "dtype": str(values["model"].dtype).removeprefix("torch.")}
+        if name is not None:
+            values["model"] = load(name, device, **options, say=print if is_first() else None)
+            settled |= {"model": str(name), "dtype": str(values["model"].dtype).removeprefix("torch.")}
     result = lesson(**values)
     return result, settled | (result.walk.settings() if result.walk else {}) | result.settled
 

@@ -8,7 +8,7 @@ will do (AG).
 AG = Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", arXiv 2406.02507. Next: digits.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -22,8 +22,8 @@ from minidiff.one_forward import Network, one_forward, sequential, stacked
 from minidiff.sampling import Clip, Noise, Step
 from minidiff.views import View
 from minidiff.walk import Path, Walk, draw
+from minidiff.words import Words, texts, warn_of_unknown
 
-Words = str | int | Sequence[str | int] | Tensor  # one for all images, or one each
 Combine = Callable[[Sequence[Denoiser]], Denoiser]  # one guided denoiser for each term of a formula -> the formula
 
 
@@ -31,29 +31,6 @@ def only(denoisers: Sequence[Denoiser]) -> Denoiser:
     """The formula of one term."""
     (denoiser,) = denoisers
     return denoiser
-
-
-def texts(words: Words) -> list[str]:
-    """Words of any kind as texts: 7, "7", ["a fox", ""], a tensor of labels (−1 or None for none).
-
-    Raises ValueError for an empty list, and for what is no word at all.
-    """
-    if isinstance(words, Tensor):
-        words = words.reshape(-1).tolist()
-    several = not isinstance(words, str) and isinstance(words, Iterable)
-    words = [w.item() if hasattr(w, "item") and w.ndim == 0 else w for w in (words if several else [words])]
-    wrong = [word for word in words if not isinstance(word, str | int | None)]
-    if not words or wrong:
-        raise ValueError(f"expected words like 7, '7' or 'a fox', one or a list, got {wrong[0] if wrong else 'none'!r}")
-    return ["" if word in (None, -1) else str(word) for word in words]
-
-
-def one_text(words: Words) -> str:
-    """One word as a text. Raises ValueError for several."""
-    found = texts(words)
-    if len(found) > 1:
-        raise ValueError(f"expected one word here, got {len(found)}: {', '.join(map(repr, found))}")
-    return found[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +56,7 @@ class Model:
     release:    lets go of the weights until they are needed again
     low:        stage II alone: (low-resolution images, noise) -> what the network sees of them, (B, C, H, W)
     large:      stage II of this model, if there is one
+    vocabulary: the words of the captions that it was trained on, None where nobody counted
     """
 
     name: str
@@ -100,6 +78,7 @@ class Model:
     release: Callable[[], None] = lambda: None
     low: Callable[[Tensor, Noise], Tensor] | None = None
     large: "Model | None" = None
+    vocabulary: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         draws = "pictures of prompts" if self.words is None else f"digits {' '.join(self.words)}".rstrip()
@@ -118,6 +97,8 @@ class Model:
             if word not in ("", *self.words):
                 what = f"the digits {self.words[0]} to {self.words[-1]}" if self.words else "no labels"
                 raise ValueError(f"{self.name} knows {what}, got {word!r}")
+        if self.vocabulary is not None:
+            warn_of_unknown(words, self.vocabulary)
         if n is not None and len(words) not in (1, n):
             raise ValueError(f"expected one word, or {n} (one an image), got {len(words)}")
         return words
@@ -323,12 +304,12 @@ class Model:
         words = [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
         return self.formula(words, combine, walk.scale, walk.sequential, lows)
 
-    def picture(self, path) -> Tensor:
+    def picture(self, source) -> Tensor:
         """A picture of yours, (1, C, H, W) in `pixels`: its centre, scaled; for digits, ink on paper becomes light on
         black."""
         from minidiff import pictures  # Pillow is needed by those who read pictures alone
 
-        x = pictures.read(path, self.shape[1:], self.shape[0], *self.pixels)
+        x = pictures.read(source, self.shape[1:], self.shape[0], *self.pixels)
         return sum(self.pixels) - x if self.words is not None and pictures.inked(x, *self.pixels) else x
 
     def to_unit(self, x: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor
 from minidiff import illusions
 from minidiff.judge import rank_digits
 from minidiff.lessons.common import at_least_one, of_prompts, opened
-from minidiff.model import Combine, Model, OfAny, Words, one_text, texts
+from minidiff.model import Combine, Model, OfAny
 from minidiff.results import Result, counted, labels_of
 from minidiff.views import View, under_way, view
 from minidiff.walk import Walk
+from minidiff.words import Words, one_text, texts
 
 
 def anagram(
