@@ -8,6 +8,8 @@ The second may ask for the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 in plac
 all is noise, ε is nearly x_t and its error says nothing about the image, while the velocity there is −x_0: the network
 has to decide what to draw, which is what a small one without guidance fails at.
 
+A text model predicts ε, as DeepFloyd IF does, with each level's error weighed by `min_snr` (Min-SNR = Hang et al. 2023, arXiv 2303.09556).
+
 Nothing here draws random numbers: t, ε, the dropped labels, the angles and shifts are arguments. Next: guidance.py.
 """
 
@@ -43,12 +45,33 @@ def diffusion_loss(unet: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, alpha_b
     return F.mse_loss(unet(x_t, (t / T).to(x_0)[:, None], c).float(), wanted)
 
 
+def min_snr(alpha_bar_t: Tensor, gamma: float = 5.0) -> Tensor:
+    """The weight of ε's squared error at a level: levels of little noise, which are easy and many, count less.
+
+        w = min(SNR, γ) / SNR,  SNR = ᾱ_t / (1 − ᾱ_t)                             (Min-SNR section 3.4)
+
+    alpha_bar_t: any shape, in (0, 1). Returns the same shape, in (0, 1].
+    """
+    snr = alpha_bar_t / (1 - alpha_bar_t)
+    return snr.clamp(max=gamma) / snr
+
+
+def noise_loss(eps_hat: Tensor, eps: Tensor, weight: Tensor) -> Tensor:
+    """E w_t ‖ε_θ − ε‖², mean over pixels. eps_hat, eps: (B, C, H, W); weight: (B,). Returns a 0-dim float32."""
+    return (weight.to(eps) * (eps_hat.float() - eps).square().mean((1, 2, 3))).mean()
+
+
 def drop_labels(c: Tensor, keep: Tensor, classes: int = 10) -> Tensor:
     """One-hot labels, all zero where `keep` is False: what the unconditional half of guidance learns from (CFG Alg. 1).
 
     c: (B,) int64 in 0 … classes − 1; keep: (B,) bool, True with probability 1 − p_uncond. Returns (B, classes) float32.
     """
     return F.one_hot(c, classes).float() * keep[:, None]
+
+
+def drop_captions(captions: list[str], keep: Tensor) -> list[str]:
+    """The captions, "" where `keep` (B,) is False: what the unconditional half of guidance learns from (CFG Alg. 1)."""
+    return [caption if kept else "" for caption, kept in zip(captions, keep.tolist(), strict=True)]
 
 
 def moved(x: Tensor, angle: Tensor, shift: Tensor) -> Tensor:

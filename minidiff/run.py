@@ -1,0 +1,148 @@
+"""A training run that can be killed at any moment and goes on as if it had not been.
+
+    state.safetensors    the network, its average (EMA), the optimiser's moments, the position in the epoch and its order, the random
+                         numbers, all losses; and, as JSON, the settings, so that --resume asks for none of them again
+
+What is saved is all that the next step depends on: a run that was stopped and resumed ends with the same weights, to the bit, as one
+that was not. What a run learns, and from what, is a `Task`: digit_tasks.py and text_tasks.py make them.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.files import load_tensors, save_tensors
+from minidiff.training import update_ema
+
+
+class Task(NamedTuple):
+    """What is learned, from what, and what is written of it.
+
+    net:   the network; with several parts (U-Net and text encoder) one module that holds them
+    steps: of an epoch
+    order: (epoch, generator) -> the examples of that epoch, in the order of use, int64
+    loss:  (net, chosen (B,) int64, epoch, generator, mine) -> 0-dim: the loss of the part `mine` of a batch. Each process draws the random
+           numbers of the whole batch, so that they do not depend on how it is split
+    write: (averaged net, folder, record, last) -> None: the weights, and pictures
+    begin: (folder) -> None: what the folder needs before the first step
+    """
+
+    net: nn.Module
+    steps: int
+    order: Callable[[int, torch.Generator], Tensor]
+    loss: Callable[[nn.Module, Tensor, int, torch.Generator, slice], Tensor]
+    write: Callable[[nn.Module, Path, dict, bool], None]
+    begin: Callable[[Path], None] = lambda folder: None
+
+
+class Run:
+    """All that a run is made of, so that it can stop and go on: networks, optimiser, position, random numbers, losses."""
+
+    def __init__(self, net: nn.Module, settings: dict, device: torch.device):
+        self.settings = settings
+        self.net = net.to(device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.net).requires_grad_(False)
+        learned = [p for p in self.net.parameters() if p.requires_grad]
+        betas, decay = (0.9, settings.get("beta2", 0.999)), settings.get("weight_decay", 0.0)
+        self.optimiser = torch.optim.AdamW(learned, settings["lr"], betas, weight_decay=decay, fused=device.type in ("cpu", "cuda"))
+        self.generator = torch.Generator().manual_seed(settings["seed"])
+        self.epoch = self.batch = self.steps = 0
+        self.order: Tensor | None = None  # of the examples in the epoch that is under way
+        self.losses: list[float] = []
+
+    def begin_with(self, tensors: dict[str, Tensor], source: Path) -> None:
+        """Take over another network's layers: the time-conditioned one, say, is the class-conditioned one without its label."""
+        own = self.net.state_dict()
+        shared = {name: tensor.to(own[name]) for name, tensor in tensors.items() if name in own}
+        wrong = [name for name in shared if shared[name].shape != own[name].shape]
+        if wrong or not shared:
+            layer = f" ({wrong[0]})" if wrong else ""
+            raise ValueError(f"--init wants a network of the same widths, {source} has other layers{layer}: name another")
+        for net in (self.net, self.averaged):
+            net.load_state_dict(own | shared)
+
+    def learn(self, rate: float) -> None:
+        """One step of the optimiser with the gradients that are there, cut to the norm `clip` if the settings have one."""
+        self.optimiser.param_groups[0]["lr"] = rate
+        if self.settings.get("clip"):
+            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.settings["clip"])
+        self.optimiser.step()
+
+    def count(self, value: float) -> None:
+        """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
+        if self.settings["ema"]:
+            update_ema(self.averaged, self.net, min(self.settings["ema"], self.steps / (self.steps + 10)))
+        self.steps, self.batch = self.steps + 1, self.batch + 1
+        self.losses.append(value)
+
+    def recent_loss(self, count: int) -> float:
+        return sum(self.losses[-count:]) / max(len(self.losses[-count:]), 1)
+
+    def check_finite(self) -> None:
+        """Raises ValueError when a weight is NaN or infinite: asked before anything good is overwritten."""
+        for net in (self.net, self.averaged):
+            if not all(bool(torch.isfinite(v).all()) for v in net.state_dict().values()):
+                raise ValueError(
+                    f"the weights are no longer finite after step {self.steps}: the last good state is kept, lower the learning rate"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write the state, whole or not at all. Raises ValueError when a weight is not finite, OSError when the disk is full."""
+        self.check_finite()
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
+        for i, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
+        tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        if self.order is not None:
+            tensors["order"] = self.order
+        position = {"epoch": self.epoch, "batch": self.batch, "steps": self.steps}
+        save_tensors(tensors, path, {"settings": self.settings} | position)
+
+    def load(self, path: Path) -> None:
+        """Go on from a state, every tensor of which must be there and fit. Raises ValueError."""
+        tensors, record = load_tensors(path)
+        try:
+            for prefix, net in (("net.", self.net), ("ema.", self.averaged)):
+                net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            if record["steps"]:  # before the first step there are no moments
+                self._load_optimiser(tensors)
+            self.generator.set_state(tensors["generator"].clone())
+            self.losses = tensors["losses"].tolist()
+            self.order = tensors["order"].clone() if "order" in tensors else None
+            self.epoch, self.batch, self.steps = record["epoch"], record["batch"], record["steps"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise ValueError(f"{path} is no state of this run ({why}): start again in another folder") from None
+
+    def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
+        adam = self.optimiser.state_dict()
+        for i, p in enumerate(self.optimiser.param_groups[0]["params"]):
+            moments = {k: torch.empty_like(p).copy_(tensors[f"adam.{i}.{k}"]) for k in ("exp_avg", "exp_avg_sq")}
+            adam["state"][i] = moments | {"step": tensors[f"adam.{i}.step"].clone()}
+        self.optimiser.load_state_dict(adam)
+
+
+def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step, counted from 0.
+
+    constant    lr
+    epoch       lr · 0.1^(1/epochs) an epoch, a tenth at the end (the course)
+    cosine      up in a straight line for `warmup` steps, down to 0 along a cosine
+    trapezoid   up for `warmup` steps, level, and down to 0 in a straight line over the last `cooldown` (a share of the run): the level
+                part may be as long as there is time for
+    """
+    lr, epochs, total = settings["lr"], settings["epochs"], settings["epochs"] * steps_per_epoch
+    if settings["decay"] == "constant":
+        return lr
+    if settings["decay"] == "epoch":
+        return lr * 0.1 ** (step // steps_per_epoch / epochs)
+    up = min(1, (step + 1) / (settings["warmup"] + 1))
+    if settings["decay"] == "trapezoid":
+        return lr * min(up, (total - step) / max(settings["cooldown"] * total, 1), 1)
+    return lr * up * 0.5 * (1 + math.cos(math.pi * step / total))
