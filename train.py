@@ -72,7 +72,15 @@ BETTER["text"] = {
     "preview_every": 5,
 }  # fmt: skip
 
-TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.digits) | {"text": text_tasks.text}
+BETTER["superres"] = BETTER["text"] | {
+    "task": "superres", "text": "weights/picturebook",  # the model whose text encoder it listens to
+    "size": 64, "crop": 32, "levels": 500,  # trained on every level of noise that the low resolution may get, up to this one
+    "level": 100, "scale": 2.0, "depth": 1, "epochs": 100,  # of the previews
+}  # fmt: skip
+for unused in ("phases", "pieces", "d_model", "heads", "layers"):
+    del BETTER["superres"][unused]
+
+TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.digits) | {"text": text_tasks.text, "superres": text_tasks.superres}
 
 
 def train(settings: dict, folder: Path, resume: bool, device: torch.device, save_every: float = 120, float32: bool = False) -> None:
@@ -89,8 +97,8 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
     run = Run(task.net, settings, device)
     if resume:
         run.load(state)
-    elif "init" in settings and settings["task"] in COURSE:
-        run.begin_with(load_tensors(settings["init"])[0], Path(settings["init"]))
+    elif "init" in settings:
+        run.begin_with(task.init(), settings["init"])
     bf16 = has_bf16(device) and not float32
     if rank == 0:
         parameters = sum(p.numel() for p in run.net.parameters())
@@ -181,6 +189,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, the value as JSON: batch=64 'widths=[32,64]'")
     parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
     parser.add_argument("--init", type=Path, help="begin with the weights of another network of train.py's, as far as the two have the same layers")
+    parser.add_argument("--text", type=Path, help="superres: the model (a folder or hub name) whose text encoder it listens to")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped, with its own settings")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
@@ -202,8 +211,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def asked(args: argparse.Namespace) -> dict:
     """The settings that the command line names."""
     named = {name: value for name in ("preset", "width", "epochs", "limit", "seed") if (value := getattr(args, name)) is not None}
-    if args.init:
-        named["init"] = str(args.init)
+    named |= {name: str(value) for name in ("init", "text") if (value := getattr(args, name)) is not None}
     known = COURSE.get(args.task, {}) | BETTER[args.task]
     for text in args.set:
         name, _, value = text.partition("=")
@@ -243,6 +251,9 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"train.py: stopped; the last saved state goes on with: python train.py {args.task} --resume --out {args.out}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minidiff import images, mnist, pretrained, sampling, training
-from minidiff.files import save_tensors
+from minidiff.files import load_tensors, save_tensors
 from minidiff.pretrained import Digits
 from minidiff.reader import Reader, read_as
 from minidiff.run import Task
@@ -35,7 +35,7 @@ def digits(settings: dict, folder: Path) -> Task:
     def write(net: nn.Module, folder: Path, record: dict, last: bool) -> None:
         write_digits(replace(model, unet=net), folder, record, last)
 
-    return Task(model.unet, len(x) // settings["batch"], order, digit_loss, write)
+    return Task(model.unet, len(x) // settings["batch"], order, digit_loss, write, lambda: load_tensors(settings["init"])[0])
 
 
 def loss(

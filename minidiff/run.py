@@ -29,7 +29,7 @@ class Task(NamedTuple):
     loss:  (net, chosen (B,) int64, epoch, generator, mine) -> 0-dim: the loss of the part `mine` of a batch. Each process draws the random
            numbers of the whole batch, so that they do not depend on how it is split
     write: (averaged net, folder, record, last) -> None: the weights, and pictures
-    begin: (folder) -> None: what the folder needs before the first step
+    init:  () -> tensors by name: the first weights, when the settings name another network to begin with
     """
 
     net: nn.Module
@@ -37,7 +37,7 @@ class Task(NamedTuple):
     order: Callable[[int, torch.Generator], Tensor]
     loss: Callable[[nn.Module, Tensor, int, torch.Generator, slice], Tensor]
     write: Callable[[nn.Module, Path, dict, bool], None]
-    begin: Callable[[Path], None] = lambda folder: None
+    init: Callable[[], dict[str, Tensor]]
 
 
 class Run:
@@ -55,7 +55,7 @@ class Run:
         self.order: Tensor | None = None  # of the examples in the epoch that is under way
         self.losses: list[float] = []
 
-    def begin_with(self, tensors: dict[str, Tensor], source: Path) -> None:
+    def begin_with(self, tensors: dict[str, Tensor], source: str) -> None:
         """Take over another network's layers: the time-conditioned one, say, is the class-conditioned one without its label."""
         own = self.net.state_dict()
         shared = {name: tensor.to(own[name]) for name, tensor in tensors.items() if name in own}

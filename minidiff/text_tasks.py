@@ -1,220 +1,192 @@
-"""What the text models learn: pictures from captions, at 32 x 32 (stage I), and 64 x 64 from 32 x 32 (stage II).
+"""What the text models learn: pictures from captions at 32 x 32 (stage I), and 64 x 64 from 32 x 32 (stage II).
 
-    stage I     E w_t ‖ε_θ(x_t, t, T5(caption)) − ε‖²                       the encoder learns with the U-Net
-    stage II    E w_t ‖ε_θ(x_t, t, T5(caption), low_s, s) − ε‖²             low_s: the small picture, enlarged and noised to level s
+    stage I     E w_t ‖ε_θ(x_t, t, T5(caption)) − ε‖²                  the encoder learns with the U-Net
+    stage II    E w_t ‖ε_θ(x_t, low_s, t, s, T5(caption)) − ε‖²        low_s: the small picture, enlarged, noised to level s
 
-A tenth of the captions is dropped: "" is the prompt that guidance steers away from (CFG Alg. 1). What is written has the hub's layout, in
-bfloat16, and is read by the loader that reads DeepFloyd IF. CFG = Ho and Salimans 2022, arXiv 2207.12598.
+A tenth of the captions is dropped: "" is the prompt that guidance steers away from (CFG Alg. 1). Noise on the low resolution hides from
+stage II what stage I gets wrong (Imagen section 2.4; IF does the same). Two times as many crops as whole pictures fit into an hour, and
+stage II has to look no farther than a crop. CFG = Ho and Salimans 2022, arXiv 2207.12598; Imagen = Saharia et al. 2022, arXiv 2205.11487.
 """
 
 import copy
-import io
-import json
-import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from PIL import Image
 from torch import Tensor, nn
 
 from minidiff import adapters, hub, images, sampling, schedule, training
 from minidiff.deepfloyd import solver_levels
 from minidiff.diffusion import add_noise, clip_to
-from minidiff.files import load_tensors, replaced
 from minidiff.guidance import cfg
-from minidiff.networks import t5
-from minidiff.networks.if_unet import Attention, IFUNet, Resnet
+from minidiff.networks.if_unet import IFUNet
 from minidiff.networks.t5 import T5Encoder
-from minidiff.networks.tokenizer import Tokenizer, plain
+from minidiff.networks.tokenizer import Tokenizer
 from minidiff.run import Task
+from minidiff.text_model import (
+    SPIECE, TextToImage, begin_encoder, begin_unet, encoder_config, encoder_weights, train_tokenizer, unet_config, weights_of,
+    write_bytes, write_text, write_unet,
+)  # fmt: skip
 
-UNET, ENCODER, SPIECE = "unet/diffusion_pytorch_model", "text_encoder/model", "tokenizer/spiece.model"
-SCHEDULER = {
-    "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon",
-    "variance_type": "fixed_small", "thresholding": False, "clip_sample": True, "clip_sample_range": 1.0,
-}  # fmt: skip
-
-
-class TextToImage(nn.Module):
-    """A U-Net with its text encoder: one network to train, two parts of what is written."""
-
-    def __init__(self, unet: IFUNet, text_encoder: T5Encoder):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor, level: Tensor | None = None) -> Tensor:
-        """x (B, 3 or 6, H, W), t (B,) in 1 … T, ids and mask (B, L), level (B,) in 1 … T for stage II -> ε (B, 3, H, W)."""
-        state = self.unet.encode(self.text_encoder(ids, mask))
-        return self.unet(x, t - 1, state, None if level is None else level - 1)[0]
+ALPHA_BAR = schedule.cosine(1000)
 
 
 def text(settings: dict, folder: Path) -> Task:
-    """Stage I with its encoder, from `picturebook`."""
+    """Stage I with its encoder, from the picture book; or from another run's or model's weights, with that one's tokenizer."""
     from minidiff import picturebook
 
-    book = picturebook.load()
-    source = folder if (folder / SPIECE).is_file() else Path(settings["init"]) if "init" in settings else None
-    spiece = (source / SPIECE).read_bytes() if source and (source / SPIECE).is_file() else train_tokenizer(corpus(book), settings["pieces"])
-    tokenizer, alpha_bar = Tokenizer(_on_disk(spiece, folder)), schedule.cosine(1000)
-    net = TextToImage(IFUNet(unet_config(settings)), T5Encoder(encoder_config(settings, tokenizer.pieces.get_piece_size())))
-    begin(net)
-    if "init" in settings:
-        net.load_state_dict(weights_of(Path(settings["init"])))
+    book, init = picturebook.load(), settings.get("init")
+    if not (folder / SPIECE).is_file():
+        write_bytes(hub.fetch(init, SPIECE).read_bytes() if init else train_tokenizer(corpus(book), settings["pieces"]), folder / SPIECE)
+    spiece, tokenizer = (folder / SPIECE).read_bytes(), Tokenizer(folder / SPIECE)
+    unet, encoder = IFUNet(unet_config(settings, second=False)), T5Encoder(encoder_config(settings, tokenizer.pieces.get_piece_size()))
+    net = TextToImage(begin_unet(unet), begin_encoder(encoder))
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
-        things = phase(settings, epoch)["things"]
-        seen = ((book.thing < things) & ~book.held_out).nonzero()[:, 0]
-        wanted = settings["steps"] * settings["batch"]
-        rounds = -(-wanted // len(seen))
-        return torch.cat([seen[torch.randperm(len(seen), generator=generator)] for _ in range(rounds)])[:wanted]
+        return pictures_in_order(book, phase(settings, epoch)[1], settings["steps"] * settings["batch"], generator)
 
     def loss(net: nn.Module, chosen: Tensor, epoch: int, generator: torch.Generator, mine: slice) -> Tensor:
-        x_0, captions = picturebook.batch(book, chosen, phase(settings, epoch)["size"], generator)
-        keep = torch.rand(len(chosen), generator=generator) >= settings["p_uncond"]
-        captions = training.drop_captions(captions, keep)
-        ids, mask = tokenizer(captions[mine])
-        eps, t = torch.randn(x_0.shape, generator=generator), torch.randint(1, 1001, (len(x_0),), generator=generator)
-        x_0, eps, t, ids, mask = (a.to(_device(net)) for a in (x_0[mine], eps[mine], t[mine], ids, mask))
-        a = alpha_bar[t.cpu()].to(x_0)
-        eps_hat = net(add_noise(x_0, a[:, None, None, None], eps), t, ids, mask)
-        return training.noise_loss(eps_hat, eps, training.min_snr(alpha_bar[t.cpu()]).to(eps))
+        x_0, captions = picturebook.batch(book, chosen, phase(settings, epoch)[0], generator)
+        return text_loss(net, x_0, captions, tokenizer, settings["p_uncond"], generator, mine)
 
     def write(net: TextToImage, folder: Path, record: dict, last: bool) -> None:
-        write_model(net, spiece, folder)
+        write_unet(net.unet, folder)
+        write_text(net.text_encoder, spiece, folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
-            sheet = preview(net, tokenizer, book, settings, phase(settings, record["epoch"] - 1))
+            size, things = phase(settings, record["epoch"] - 1)
+            names = [book.things[i] for i in torch.linspace(0, min(things, len(book.things)) - 1, 6).long().unique()]
+            sheet = preview(net, tokenizer, names, list(book.styles), size, settings["scale"], settings["seed"])
             images.save_png(sheet, folder / f"samples-epoch-{record['epoch']:03d}.png", record)
 
-    return Task(net, settings["steps"], order, loss, write)
+    return Task(net, settings["steps"], order, loss, write, lambda: weights_of(Path(init)))
 
 
-def phase(settings: dict, epoch: int) -> dict:
-    """What an epoch trains on, counted from 0: the last of `phases` that has begun. A phase is [first epoch, size, things]."""
-    first, size, things = [p for p in settings["phases"] if p[0] <= epoch][-1]
-    return {"size": size, "things": things}
+def superres(settings: dict, folder: Path) -> Task:
+    """Stage II, told the captions by the encoder of the stage I in `settings["text"]`, which learns no more."""
+    from minidiff import picturebook
+
+    book, model = picturebook.load(), Path(settings["text"])
+    tokenizer, config = Tokenizer(hub.fetch(model, SPIECE)), hub.read_json(model, "text_encoder/config.json")
+    encoder = T5Encoder(config).requires_grad_(False)
+    encoder.load_state_dict(encoder_weights(model))
+    unet = IFUNet(unet_config(settings | {"d_model": config["d_model"], "heads": config["num_heads"]}, second=True))
+    net = TextToImage(begin_unet(unet), encoder)
+
+    def order(epoch: int, generator: torch.Generator) -> Tensor:
+        return pictures_in_order(book, len(book.things), settings["steps"] * settings["batch"], generator)
+
+    def loss(net: nn.Module, chosen: Tensor, epoch: int, generator: torch.Generator, mine: slice) -> Tensor:
+        x_0, captions = picturebook.batch(book, chosen, settings["size"], generator)
+        z, level = torch.randn(x_0.shape, generator=generator), torch.randint(1, settings["levels"] + 1, (len(x_0),), generator=generator)
+        low = add_noise(enlarged(halved(x_0)), _column(ALPHA_BAR[level]).float(), z)
+        top, left = torch.randint(0, settings["size"] - settings["crop"] + 1, (2,), generator=generator).tolist()
+        x_0, low = (a[..., top : top + settings["crop"], left : left + settings["crop"]] for a in (x_0, low))
+        return text_loss(net, x_0, captions, tokenizer, settings["p_uncond"], generator, mine, low, level)
+
+    def write(net: TextToImage, folder: Path, record: dict, last: bool) -> None:
+        write_unet(net.unet, folder)
+        if last or record["epoch"] % settings["preview_every"] == 0:
+            chosen = torch.linspace(0, len(book.thing) - 1, 8).long()
+            x_0, captions = picturebook.batch(book, chosen, settings["size"], torch.Generator().manual_seed(settings["seed"]))
+            sheet = enlarged_preview(net, tokenizer, x_0, captions, settings["level"], settings["scale"], settings["seed"])
+            images.save_png(sheet, folder / f"samples-epoch-{record['epoch']:03d}.png", record)
+
+    return Task(net, settings["steps"], order, loss, write, lambda: weights_of(Path(settings["init"])))
 
 
-def unet_config(settings: dict, second: bool = False) -> dict:
-    """unet/config.json from a run's settings: the fields of IF's checkpoints, with fixed variance (3 channels out)."""
-    widths, attends = settings["widths"], settings["attends"]
-    down = ["SimpleCrossAttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends]
-    up = ["SimpleCrossAttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)]
-    stage = {"class_embed_type": "timestep", "in_channels": 6} if second else {"class_embed_type": None, "in_channels": 3}
-    return stage | {
-        "_class_name": "UNet2DConditionModel", "act_fn": "gelu", "addition_embed_type": "text",
-        "addition_embed_type_num_heads": settings["heads"], "attention_head_dim": settings["head_dim"], "block_out_channels": widths,
-        "cross_attention_dim": settings["cross"], "cross_attention_norm": "group_norm", "down_block_types": down, "up_block_types": up,
-        "encoder_hid_dim": settings["d_model"], "encoder_hid_dim_type": "text_proj", "layers_per_block": settings["depth"],
-        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "norm_num_groups": settings["groups"], "out_channels": 3,
-        "resnet_time_scale_shift": "scale_shift", "sample_size": settings["size"],
-    }  # fmt: skip
+def text_loss(
+    net: nn.Module, x_0: Tensor, captions: list[str], tokenizer: Tokenizer, p_uncond: float, generator: torch.Generator, mine: slice,
+    low: Tensor | None = None, level: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """E w_t ‖ε_θ − ε‖² over the part `mine` of a batch, captions dropped with probability p_uncond.
+
+    x_0:   (B, 3, H, W) in [-1, 1], with B captions
+    low:   (B, 3, H, W), stage II alone: the low resolution, noised to its `level` (B,) int64 in 1 … T
+    """
+    eps, t = torch.randn(x_0.shape, generator=generator), torch.randint(1, len(ALPHA_BAR), (len(x_0),), generator=generator)
+    keep = torch.rand(len(x_0), generator=generator) >= p_uncond
+    ids, mask = tokenizer(training.drop_captions(captions, keep)[mine])
+    x_t = add_noise(x_0, _column(ALPHA_BAR[t]).float(), eps)
+    x_t = x_t if low is None else torch.cat([x_t, low], dim=1)
+    weight, device = training.min_snr(ALPHA_BAR[t]).float(), _device(net)
+    x_t, t, eps, weight = (a[mine].to(device) for a in (x_t, t, eps, weight))
+    eps_hat = net(x_t, t, ids.to(device), mask.to(device), None if level is None else level[mine].to(device))
+    return training.noise_loss(eps_hat, eps, weight)
 
 
-def encoder_config(settings: dict, pieces: int) -> dict:
-    """text_encoder/config.json from a run's settings and the size of its vocabulary."""
-    D, heads = settings["d_model"], settings["heads"]
-    return {
-        "architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
-        "is_gated_act": True, "d_model": D, "d_kv": D // heads, "num_heads": heads, "d_ff": 2 * D, "num_layers": settings["layers"],
-        "vocab_size": pieces, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
+def phase(settings: dict, epoch: int) -> tuple[int, int]:
+    """(size, things) of an epoch, counted from 0: those of the last phase that has begun. A phase is [first epoch, size, things]."""
+    return tuple(next(p[1:] for p in reversed(settings["phases"]) if p[0] <= epoch))
 
 
-@torch.no_grad()
-def begin(net: TextToImage) -> None:
-    """The first weights. T5's: what it multiplies keeps its variance, and 1/√d lies in q (T5 appendix). The U-Net's blocks begin as identities."""
-    config = net.text_encoder.config
-    D, d_kv, d_ff = config["d_model"], config["d_kv"], config["d_ff"]
-    inner = config["num_heads"] * d_kv
-    stds = {"q": (D * d_kv) ** -0.5, "k": D**-0.5, "v": D**-0.5, "o": inner**-0.5, "wi_0": D**-0.5, "wi_1": D**-0.5, "wo": d_ff**-0.5}
-    stds |= {"relative_attention_bias": D**-0.5, "shared": 1.0}
-    for name, p in net.text_encoder.named_parameters():
-        if (layer := name.split(".")[-2]) in stds:
-            p.normal_(0, stds[layer])
-    for module in net.unet.modules():
-        if isinstance(module, (Resnet, Attention)):
-            out = module.conv2 if isinstance(module, Resnet) else module.to_out[0]
-            out.weight.zero_()
-            out.bias.zero_()
+def pictures_in_order(book, things: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` pictures of the first so many things, none that is held out: each once in an order of chance, then again. (count,) int64."""
+    seen = ((book.thing < things) & ~book.held_out).nonzero()[:, 0]
+    return torch.cat([seen[torch.randperm(len(seen), generator=generator)] for _ in range(-(-count // len(seen)))])[:count]
 
 
 def corpus(book) -> list[str]:
-    """Captions to cut into pieces: three of every picture, and the letters and digits, so that no word is unknown."""
+    """Captions for the tokenizer: three of every picture."""
     from minidiff import picturebook
 
-    generator, everything = torch.Generator().manual_seed(0), torch.arange(len(book.thing))
-    captions = [c for _ in range(3) for part in everything.split(256) for c in picturebook.batch(book, part, 16, generator)[1]]
-    return [*captions, *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    generator, parts = torch.Generator().manual_seed(0), torch.arange(len(book.thing)).split(256)
+    return [caption for part in [*parts] * 3 for caption in picturebook.batch(book, part, 16, generator)[1]]
 
 
-def train_tokenizer(captions: list[str], pieces: int) -> bytes:
-    """spiece.model of at most so many pieces (unigram), with T5's ids: 0 padding, 1 end, 2 unknown. The same captions give the same bytes."""
-    from sentencepiece import SentencePieceTrainer
-
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([plain(c) for c in captions]), model_writer=model, model_type="unigram", vocab_size=pieces,
-        hard_vocab_limit=False, character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
-    )  # fmt: skip
-    return model.getvalue()
+def halved(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, H/2, W/2): means of 2 x 2."""
+    return F.avg_pool2d(x, 2)
 
 
-def _on_disk(spiece: bytes, folder: Path) -> Path:
-    with replaced(folder / SPIECE) as temporary:
-        temporary.write_bytes(spiece)
-    return folder / SPIECE
-
-
-def weights_of(model: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run's folder, or those of a model in the hub's layout, under `TextToImage`'s names."""
-    if (model / "state.safetensors").is_file():
-        tensors, _ = load_tensors(model / "state.safetensors")
-        return {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
-    tensors = {}
-    for part, stem, alias in (("unet", "diffusion_pytorch_model", {}), ("text_encoder", "model", t5.ALIAS)):
-        stored = hub.find_weights(model, part, stem, False, alias=alias)
-        tensors |= {f"{part}.{k}": v for k, v in hub.read(stored, stored, torch.float32).items()}
-    return tensors
-
-
-def write_model(net: TextToImage, spiece: bytes, folder: Path) -> None:
-    """The model in the hub's layout, weights in bfloat16, each file whole or not at all."""
-    for part, stem in ((net.unet, UNET), (net.text_encoder, ENCODER)):
-        weights = {k: v.to("cpu", torch.bfloat16).contiguous() for k, v in part.state_dict().items()}
-        with replaced(folder / f"{stem}.safetensors") as temporary:
-            save_file(weights, temporary, {"format": "pt"})
-        _write_json(part.config, (folder / stem).parent / "config.json")
-    _write_json(SCHEDULER, folder / "scheduler/scheduler_config.json")
-    _on_disk(spiece, folder)
-
-
-def _write_json(config: dict, path: Path) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def enlarged(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, 2H, 2W), bilinear, as IF does before stage II (adapters.enlarged)."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 @torch.no_grad()
-def preview(net: TextToImage, tokenizer: Tokenizer, book, settings: dict, phase: dict, things: int = 6, steps: int = 20):
-    """A sheet of so many things (columns) in all styles (rows), from the same noise each time, guided; bfloat16, as it is written."""
-    net = copy.deepcopy(net).to(torch.bfloat16)
-    places = torch.linspace(0, phase["things"] - 1, things).long().unique().tolist()
-    names, styles = [book.things[i] for i in places], list(book.styles)
-    prompts = [f"{style} {name}" for style in styles for name in names]
-    rows = []
+def preview(net: TextToImage, tokenizer: Tokenizer, names: list[str], styles: list[str], size: int, scale: float, seed: int) -> Image.Image:
+    """A sheet of things (columns) in all styles (rows), from the same noise each time; in bfloat16, as the weights are written."""
+    net, rows = copy.deepcopy(net).eval().to(torch.bfloat16), []
     for k, style in enumerate(styles):
-        ids, mask = (a.to(_device(net)) for a in tokenizer([*prompts[k * len(names) : (k + 1) * len(names)], ""]))
-        states = net.text_encoder(ids, mask)
-        cond, uncond = (adapters.text(net.unet, net.unet.encode(s)) for s in (states[:-1], states[-1:]))
-        noise = sampling.noise_per_image(sampling.seeded(settings["seed"], k * len(names), len(names)))
-        x = noise(torch.empty(len(names), 3, phase["size"], phase["size"], device=_device(net)))
-        alpha_bar = schedule.cosine(1000)
-        levels = solver_levels(alpha_bar, steps)
-        walk = sampling.sample(cfg(cond, uncond, settings["scale"]), x, levels, alpha_bar, step=sampling.dpm_solver(), clip=clip_to(-1, 1))
-        rows.append(images.to_unit(sampling.last(walk)))
-    zoom = 96 // phase["size"]
-    return images.beside(images.captioned(images.grid(torch.cat(rows), len(names), zoom), names), styles)
+        cond, uncond = (adapters.text(net.unet, state) for state in states(net, tokenizer, [f"{style} {name}" for name in names]))
+        shape = (3, size, size)
+        rows.append(_drawn(cfg(cond, uncond, scale), sampling.seeded(seed, k * len(names), len(names)), shape, _device(net)))
+    sheet = images.grid(images.to_unit(torch.cat(rows)), len(names), max(96 // size, 1))
+    return images.beside(images.captioned(sheet, names), styles)
+
+
+@torch.no_grad()
+def enlarged_preview(
+    net: TextToImage, tokenizer: Tokenizer, x_0: Tensor, captions: list[str], level: int, scale: float, seed: int
+) -> Image.Image:
+    """A sheet of pictures (columns): the low resolution, what stage II makes of it, the picture itself. x_0: (N, 3, H, W) in [-1, 1]."""
+    net, generators = copy.deepcopy(net).eval().to(torch.bfloat16), sampling.seeded(seed, 0, len(x_0))
+    big = enlarged(halved(x_0))
+    low = add_noise(big, ALPHA_BAR[level], sampling.noise_per_image(generators)(big))
+    cond, uncond = (adapters.superres(net.unet, state, low.to(_device(net)), level) for state in states(net, tokenizer, captions))
+    drawn = _drawn(cfg(cond, uncond, scale), generators, tuple(x_0.shape[1:]), _device(net))
+    sheet = images.grid(images.to_unit(torch.cat([big, drawn, x_0])), len(x_0), 2)
+    return images.beside(images.captioned(sheet, captions), ["low", "drawn", "true"])
+
+
+def states(net: TextToImage, tokenizer: Tokenizer, prompts: list[str]) -> tuple:
+    """What the U-Net needs to know of the prompts, and of the empty one."""
+    encoded = net.text_encoder(*(a.to(_device(net)) for a in tokenizer([*prompts, ""])))
+    return net.unet.encode(encoded[:-1]), net.unet.encode(encoded[-1:])
+
+
+def _drawn(denoise, generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device, steps: int = 20) -> Tensor:
+    """A picture for each generator, (N, 3, H, W) in [-1, 1], on the CPU."""
+    noise = sampling.noise_per_image(generators)
+    x = noise(torch.empty(len(generators), *shape, device=device))
+    step, levels = sampling.dpm_solver(), solver_levels(ALPHA_BAR, steps)
+    return sampling.last(sampling.sample(denoise, x, levels, ALPHA_BAR, step=step, clip=clip_to(-1, 1), noise=noise)).cpu()
+
+
+def _column(a: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)"""
+    return a[:, None, None, None]
 
 
 def _device(net: nn.Module) -> torch.device:
