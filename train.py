@@ -120,6 +120,7 @@ def train(settings: dict, folder: Path, resume: bool, device: torch.device, save
         if rank == 0:
             write_results(run, task, folder)  # before the state: a run that is killed in between repeats them
             run.save(state)
+            saved = time.monotonic()
     if world > 1:
         dist.destroy_process_group()
 
