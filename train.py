@@ -132,23 +132,22 @@ def epoch(run: Run, task: Task, parallel: torch.nn.Module, bf16: bool, rank: int
     if run.order is None:
         run.order = task.order(run.epoch, run.generator)
     name = f"epoch {run.epoch + 1}/{settings['epochs']}"
-    bar = tqdm(total=task.steps, initial=run.batch, desc=name, disable=rank > 0, mininterval=2)
-    while run.batch < task.steps:
-        chosen = run.order[run.batch * settings["batch"] : (run.batch + 1) * settings["batch"]]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = task.loss(parallel, chosen, run.epoch, run.generator, slice(rank, None, world))
-        run.optimiser.zero_grad()
-        value.backward()
-        if not math.isfinite(value := value.item()):
-            where = f"in epoch {run.epoch + 1}, step {run.batch + 1}"
-            raise ValueError(f"the loss is {value} {where}: the last good state is kept, lower the learning rate")
-        run.learn(learning_rate(settings, run.steps, task.steps))
-        run.count(value)
-        bar.update()
-        speed = settings["batch"] * (bar.format_dict["rate"] or 0)
-        bar.set_postfix(loss=f"{run.recent_loss(100):.4f}", images_s=f"{speed:.0f}", refresh=False)
-        yield
-    bar.close()
+    with tqdm(total=task.steps, initial=run.batch, desc=name, disable=rank > 0, mininterval=2) as bar:
+        while run.batch < task.steps:
+            chosen = run.order[run.batch * settings["batch"] : (run.batch + 1) * settings["batch"]]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                value = task.loss(parallel, chosen, run.epoch, run.generator, slice(rank, None, world))
+            run.optimiser.zero_grad()
+            value.backward()
+            if not math.isfinite(value := value.item()):
+                where = f"in epoch {run.epoch + 1}, step {run.batch + 1}"
+                raise ValueError(f"the loss is {value} {where}: the last good state is kept, lower the learning rate")
+            run.learn(learning_rate(settings, run.steps, task.steps))
+            run.count(value)
+            bar.update()
+            speed = settings["batch"] * (bar.format_dict["rate"] or 0)
+            bar.set_postfix(loss=f"{run.recent_loss(100):.4f}", images_s=f"{speed:.0f}", refresh=False)
+            yield
     run.epoch, run.batch, run.order = run.epoch + 1, 0, None
 
 

@@ -49,7 +49,7 @@ class Run:
         self.averaged = copy.deepcopy(self.net).requires_grad_(False)
         learned = [p for p in self.net.parameters() if p.requires_grad]
         betas, decay = (0.9, settings.get("beta2", 0.999)), settings.get("weight_decay", 0.0)
-        self.optimiser = torch.optim.AdamW(learned, settings["lr"], betas, weight_decay=decay, fused=device.type in ("cpu", "cuda"))
+        self.optimiser = torch.optim.AdamW(learned, settings["lr"], betas, weight_decay=decay, fused=True)
         self.generator = torch.Generator().manual_seed(settings["seed"])
         self.epoch = self.batch = self.steps = 0
         self.order: Tensor | None = None  # of the examples in the epoch that is under way

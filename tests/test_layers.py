@@ -42,6 +42,14 @@ MAY_IMPORT = {
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
+    "run": {"files", "training"},
+    "digit_tasks": {"files", "images", "mnist", "pretrained", "reader", "run", "sampling", "schedule", "training"},
+    "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
+    "text_tasks": {
+        "adapters", "deepfloyd", "diffusion", "guidance", "hub", "images", "networks.if_unet", "networks.t5", "networks.tokenizer",
+        "picturebook", "run", "sampling", "schedule", "text_model", "training",
+    },
+    "picturebook": {"files"},
     "reader": {"mnist", "networks.mnist_classifier", "pretrained", "scores"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
