@@ -44,7 +44,8 @@ def text(settings: dict, folder: Path) -> Task:
     net = TextToImage(begin_unet(unet), begin_encoder(encoder))
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
-        return pictures_in_order(book, phase(settings, epoch)[1], settings["steps"] * settings["batch"], generator)
+        seen = picturebook.lesson(book, phase(settings, epoch)[1])
+        return in_order(seen, settings["steps"] * settings["batch"], generator)
 
     def loss(net: nn.Module, chosen: Tensor, epoch: int, generator: torch.Generator, mine: slice) -> Tensor:
         x_0, captions = picturebook.batch(book, chosen, phase(settings, epoch)[0], generator)
@@ -55,8 +56,9 @@ def text(settings: dict, folder: Path) -> Task:
         write_text(net.text_encoder, spiece, folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
             size, things = phase(settings, record["epoch"] - 1)
-            names = [book.things[i] for i in torch.linspace(0, min(things, len(book.things)) - 1, 6).long().unique()]
-            sheet = preview(net, tokenizer, names, list(book.styles), size, settings["scale"], settings["seed"])
+            names = [book.things[i].name for i in torch.linspace(0, min(things, len(book.things)) - 1, 8).long().unique()]
+            rows = {style: [picturebook.prompt(style, name) for name in names] for style in book.styles}
+            sheet = preview(net, tokenizer, names, rows, size, settings["scale"], settings["seed"])
             images.save_png(sheet, folder / f"samples-epoch-{record['epoch']:03d}.png", record)
 
     return Task(net, settings["steps"], order, loss, write, lambda: weights_of(Path(init)))
@@ -74,7 +76,7 @@ def superres(settings: dict, folder: Path) -> Task:
     net = TextToImage(begin_unet(unet), encoder)
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
-        return pictures_in_order(book, len(book.things), settings["steps"] * settings["batch"], generator)
+        return in_order(picturebook.lesson(book), settings["steps"] * settings["batch"], generator)
 
     def loss(net: nn.Module, chosen: Tensor, epoch: int, generator: torch.Generator, mine: slice) -> Tensor:
         x_0, captions = picturebook.batch(book, chosen, settings["size"], generator)
@@ -120,18 +122,18 @@ def phase(settings: dict, epoch: int) -> tuple[int, int]:
     return tuple(next(p[1:] for p in reversed(settings["phases"]) if p[0] <= epoch))
 
 
-def pictures_in_order(book, things: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` pictures of the first so many things, none that is held out: each once in an order of chance, then again. (count,) int64."""
-    seen = ((book.thing < things) & ~book.held_out).nonzero()[:, 0]
-    return torch.cat([seen[torch.randperm(len(seen), generator=generator)] for _ in range(-(-count // len(seen)))])[:count]
+def in_order(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the pictures (M,) int64: each once in an order of chance, then again. (count,) int64."""
+    return torch.cat([pictures[torch.randperm(len(pictures), generator=generator)] for _ in range(-(-count // len(pictures)))])[:count]
 
 
 def corpus(book) -> list[str]:
-    """Captions for the tokenizer: three of every picture."""
+    """Captions for the tokenizer: of every picture two as it is and, with a colour's name in it, a third."""
     from minidiff import picturebook
 
-    generator, parts = torch.Generator().manual_seed(0), torch.arange(len(book.thing)).split(256)
-    return [caption for part in [*parts] * 3 for caption in picturebook.batch(book, part, 16, generator)[1]]
+    generator, colours = torch.Generator().manual_seed(0), [None, None, *book.colours]
+    said = [(i, colours[k] if k < 2 else colours[2 + i % len(book.colours)]) for i in range(len(book.thing)) for k in range(3)]
+    return [picturebook.caption(book, i, generator, colour) for i, colour in said]
 
 
 def halved(x: Tensor) -> Tensor:
@@ -145,15 +147,17 @@ def enlarged(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def preview(net: TextToImage, tokenizer: Tokenizer, names: list[str], styles: list[str], size: int, scale: float, seed: int) -> Image.Image:
-    """A sheet of things (columns) in all styles (rows), from the same noise each time; in bfloat16, as the weights are written."""
-    net, rows = copy.deepcopy(net).eval().to(torch.bfloat16), []
-    for k, style in enumerate(styles):
-        cond, uncond = (adapters.text(net.unet, state) for state in states(net, tokenizer, [f"{style} {name}" for name in names]))
-        shape = (3, size, size)
-        rows.append(_drawn(cfg(cond, uncond, scale), sampling.seeded(seed, k * len(names), len(names)), shape, _device(net)))
-    sheet = images.grid(images.to_unit(torch.cat(rows)), len(names), max(96 // size, 1))
-    return images.beside(images.captioned(sheet, names), styles)
+def preview(
+    net: TextToImage, tokenizer: Tokenizer, names: list[str], rows: dict[str, list[str]], size: int, scale: float, seed: int
+) -> Image.Image:
+    """A sheet of prompts in named columns and rows, from the same noise each time; in bfloat16, as the weights are written."""
+    net, drawn = copy.deepcopy(net).eval().to(torch.bfloat16), []
+    for row in rows.values():
+        cond, uncond = (adapters.text(net.unet, state) for state in states(net, tokenizer, row))
+        generators = sampling.seeded(seed, len(drawn) * len(row), len(row))
+        drawn.append(_drawn(cfg(cond, uncond, scale), generators, (3, size, size), _device(net)))
+    sheet = images.grid(images.to_unit(torch.cat(drawn)), len(names), max(96 // size, 1))
+    return images.beside(images.captioned(sheet, names), list(rows))
 
 
 @torch.no_grad()

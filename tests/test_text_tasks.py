@@ -159,12 +159,11 @@ def test_things_and_size_follow_the_phases():
     assert [text_tasks.phase(settings, epoch) for epoch in (0, 9, 10, 25)] == [(16, 100), (16, 100), (32, 100), (32, 900)]
 
 
-def test_pictures_that_are_held_out_or_of_later_things_are_never_seen():
-    book, g = fake_book.load(), torch.Generator().manual_seed(1)
-    chosen = text_tasks.pictures_in_order(book, 2, 20, g)
-    assert sorted(set(chosen.tolist())) == [0, 1, 2, 3, 4, 5]
-    assert sorted(chosen[:6].tolist()) == [0, 1, 2, 3, 4, 5]  # each once before any again
-    assert 11 not in text_tasks.pictures_in_order(book, 4, 100, g).tolist()
+def test_each_picture_is_seen_once_before_any_is_seen_again():
+    pictures = torch.tensor([3, 5, 7])
+    chosen = text_tasks.in_order(pictures, 8, torch.Generator().manual_seed(1))
+    assert [sorted(part.tolist()) for part in chosen.split(3)][:2] == [[3, 5, 7]] * 2
+    assert len(chosen) == 8
 
 
 def test_the_tokenizer_is_the_same_each_time_and_knows_every_letter(tmp_path):
