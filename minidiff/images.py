@@ -5,6 +5,7 @@ Every picture carries the settings that made it in its metadata (a PNG text chun
 
 import json
 import math
+from bisect import bisect_right
 from pathlib import Path
 
 import torch
@@ -52,15 +53,23 @@ def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35
     return canvas
 
 
+def one_line(text: str, width: float) -> str:
+    """What can be drawn of any text in one line of `width` pixels: line breaks and other control characters are spaces, and the end is cut off."""
+    most = max(0, int(width))  # letters: each is a pixel wide, or more
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * most]).split())[:most]
+    length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    if length(text) <= width:
+        return text
+    fits = bisect_right(range(1, len(text)), width, key=lambda k: length(text[:k] + "..."))
+    return text[:fits] + "..." if fits else text
+
+
 def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
     """The picture with a line of text above each of its equally wide columns, cut where the column ends."""
     sheet, width = Image.new("RGB", (picture.width, picture.height + 16), "white"), picture.width / len(columns)
     sheet.paste(picture, (0, 16))
-    draw = ImageDraw.Draw(sheet)
     for i, text in enumerate(columns):
-        fits = [k for k in range(len(text)) if draw.textlength(text[:k] + "...") <= width - 4]
-        text = text if draw.textlength(text) <= width - 4 or not fits else text[: fits[-1]] + "..."
-        draw.text((int((i + 0.5) * width), 8), text, fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text((int((i + 0.5) * width), 8), one_line(text, width - 4), fill="black", anchor="mm")
     return sheet
 
 
@@ -69,7 +78,7 @@ def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
     sheet = Image.new("RGB", (picture.width + 40, picture.height), "white")
     sheet.paste(picture, (40, 0))
     for i, text in enumerate(rows):
-        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), text, fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), one_line(text, 40), fill="black", anchor="mm")
     return sheet
 
 
