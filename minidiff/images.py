@@ -75,10 +75,13 @@ def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
 
 def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
     """The picture with a line of text at the left of each of its equally high rows."""
-    sheet = Image.new("RGB", (picture.width + 40, picture.height), "white")
-    sheet.paste(picture, (40, 0))
+    length = ImageDraw.Draw(picture).textlength
+    rows = [one_line(text, 120) for text in rows]
+    margin = max(40, *(int(length(text)) + 8 for text in rows))
+    sheet = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    sheet.paste(picture, (margin, 0))
     for i, text in enumerate(rows):
-        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), one_line(text, 40), fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text((margin // 2, int((i + 0.5) * picture.height / len(rows))), text, fill="black", anchor="mm")
     return sheet
 
 

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minidiff import adapters, hub, images, sampling, schedule, training
+from minidiff import adapters, hub, images, picturebook, sampling, schedule, training
 from minidiff.deepfloyd import solver_levels
 from minidiff.diffusion import add_noise, clip_to
 from minidiff.guidance import cfg
 from minidiff.networks.if_unet import IFUNet
 from minidiff.networks.t5 import T5Encoder
 from minidiff.networks.tokenizer import Tokenizer
+from minidiff.picturebook import Book
 from minidiff.run import Task
 from minidiff.text_model import (
     SPIECE, TextToImage, begin_encoder, begin_unet, encoder_config, encoder_weights, train_tokenizer, unet_config, weights_of,
@@ -34,8 +35,6 @@ ALPHA_BAR = schedule.cosine(1000)
 
 def text(settings: dict, folder: Path) -> Task:
     """Stage I with its encoder, from the picture book; or from another run's or model's weights, with that one's tokenizer."""
-    from minidiff import picturebook
-
     book, init = picturebook.load(), settings.get("init")
     if not (folder / SPIECE).is_file():
         write_bytes(hub.fetch(init, SPIECE).read_bytes() if init else train_tokenizer(corpus(book), settings["pieces"]), folder / SPIECE)
@@ -66,8 +65,6 @@ def text(settings: dict, folder: Path) -> Task:
 
 def superres(settings: dict, folder: Path) -> Task:
     """Stage II, told the captions by the encoder of the stage I in `settings["text"]`, which learns no more."""
-    from minidiff import picturebook
-
     book, model = picturebook.load(), Path(settings["text"])
     tokenizer, config = Tokenizer(hub.fetch(model, SPIECE)), hub.read_json(model, "text_encoder/config.json")
     encoder = T5Encoder(config).requires_grad_(False)
@@ -127,10 +124,8 @@ def in_order(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.cat([pictures[torch.randperm(len(pictures), generator=generator)] for _ in range(-(-count // len(pictures)))])[:count]
 
 
-def corpus(book) -> list[str]:
+def corpus(book: Book) -> list[str]:
     """Captions for the tokenizer: of every picture two as it is and, with a colour's name in it, a third."""
-    from minidiff import picturebook
-
     generator, colours = torch.Generator().manual_seed(0), [None, None, *book.colours]
     said = [(i, colours[k] if k < 2 else colours[2 + i % len(book.colours)]) for i in range(len(book.thing)) for k in range(3)]
     return [picturebook.caption(book, i, generator, colour) for i, colour in said]

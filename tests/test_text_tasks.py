@@ -7,7 +7,6 @@ import torch
 from torch.testing import assert_close
 
 import fake_book
-import minidiff
 import train
 from minidiff import adapters, cfg, deepfloyd, last, prompts, text_tasks, training
 from minidiff import sample as walk
@@ -25,8 +24,7 @@ SECOND = UNET | {"crop": 8}
 
 @pytest.fixture(autouse=True)
 def _shapes(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "minidiff.picturebook", fake_book)
-    monkeypatch.setattr(minidiff, "picturebook", fake_book, raising=False)
+    monkeypatch.setattr(text_tasks, "picturebook", fake_book)
     for name in ("preview", "enlarged_preview"):
         monkeypatch.setattr(text_tasks, name, lambda *args: text_tasks.images.grid(torch.zeros(1, 3, 4, 4), 1))
 

@@ -9,10 +9,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import fake_book
 
-import minidiff
 import train
+from minidiff import text_tasks
 
-sys.modules["minidiff.picturebook"] = minidiff.picturebook = fake_book
+text_tasks.picturebook = fake_book
 torch.set_num_threads(1)
 
 if __name__ == "__main__":
