@@ -64,7 +64,7 @@ BETTER["classifier"] = {
 BETTER["text"] = {
     "task": "text", "size": 32, "widths": [32, 64, 128, 128], "depth": 1, "attends": [False, False, True, True],  # pixels ask from 8 x 8 on
     "head_dim": 32, "groups": 8, "cross": 128,  # the text's keys and values are so wide before each attention's own projection
-    "d_model": 128, "heads": 4, "layers": 2, "pieces": 1500,  # T5: captions are a few words
+    "d_model": 128, "heads": 4, "layers": 2, "pieces": 2000,  # T5: captions are a few words
     "phases": [[0, 16, 100], [30, 16, 400], [60, 32, 10_000]],  # from epoch, size, things: few things first, small first
     "steps": 500,  # an epoch, which is here only how often results are written
     "lr": 1e-3, "decay": "trapezoid", "warmup": 200, "cooldown": 0.2,  # level, so that a run may be made longer
