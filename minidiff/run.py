@@ -1,6 +1,6 @@
 """A training run that can be killed at any moment and goes on as if it had not been.
 
-    state.safetensors    the network, its average (EMA), the optimiser's moments, the position in the epoch and its order, the random
+    state.safetensors    the network, its average (EMA), the optimisers' moments, the position in the epoch and its order, the random
                          numbers, all losses; and, as JSON, the settings, so that --resume asks for none of them again
 
 What is saved is all that the next step depends on: a run that was stopped and resumed ends with the same weights, to the bit, as one
@@ -17,7 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.files import load_tensors, save_tensors
+from minidiff.muon import Muon, matrices
 from minidiff.training import update_ema
+
+
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq", "step"), "muon": ("momentum",)}  # what an optimiser remembers of each weight
 
 
 class Task(NamedTuple):
@@ -41,15 +45,13 @@ class Task(NamedTuple):
 
 
 class Run:
-    """All that a run is made of, so that it can stop and go on: networks, optimiser, position, random numbers, losses."""
+    """All that a run is made of, so that it can stop and go on: networks, optimisers, position, random numbers, losses."""
 
     def __init__(self, net: nn.Module, settings: dict, device: torch.device):
         self.settings = settings
         self.net = net.to(device, memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.net).requires_grad_(False)
-        learned = [p for p in self.net.parameters() if p.requires_grad]
-        betas, decay = (0.9, settings.get("beta2", 0.999)), settings.get("weight_decay", 0.0)
-        self.optimiser = torch.optim.AdamW(learned, settings["lr"], betas, weight_decay=decay, fused=True)
+        self.optimisers = optimisers(net, settings)
         self.generator = torch.Generator().manual_seed(settings["seed"])
         self.epoch = self.batch = self.steps = 0
         self.order: Tensor | None = None  # of the examples in the epoch that is under way
@@ -68,10 +70,11 @@ class Run:
 
     def learn(self, rate: float) -> None:
         """One step of the optimiser with the gradients that are there, cut to the norm `clip` if the settings have one."""
-        self.optimiser.param_groups[0]["lr"] = rate
         if self.settings.get("clip"):
-            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.settings["clip"])
-        self.optimiser.step()
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings["clip"])
+        for optimiser in self.optimisers.values():
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.step()
 
     def count(self, value: float) -> None:
         """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
@@ -96,8 +99,9 @@ class Run:
         self.check_finite()
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
-        for i, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
+        for name, optimiser in self.optimisers.items():
+            for i, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name}.{i}.{k}": v for k, v in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         if self.order is not None:
             tensors["order"] = self.order
@@ -111,7 +115,7 @@ class Run:
             for prefix, net in (("net.", self.net), ("ema.", self.averaged)):
                 net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             if record["steps"]:  # before the first step there are no moments
-                self._load_optimiser(tensors)
+                self._load_optimisers(tensors)
             self.generator.set_state(tensors["generator"].clone())
             self.losses = tensors["losses"].tolist()
             self.order = tensors["order"].clone() if "order" in tensors else None
@@ -120,12 +124,23 @@ class Run:
             why = " ".join(str(error).split())[:120]
             raise ValueError(f"{path} is no state of this run ({why}): start again in another folder") from None
 
-    def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
-        adam = self.optimiser.state_dict()
-        for i, p in enumerate(self.optimiser.param_groups[0]["params"]):
-            moments = {k: torch.empty_like(p).copy_(tensors[f"adam.{i}.{k}"]) for k in ("exp_avg", "exp_avg_sq")}
-            adam["state"][i] = moments | {"step": tensors[f"adam.{i}.step"].clone()}
-        self.optimiser.load_state_dict(adam)
+    def _load_optimisers(self, tensors: dict[str, Tensor]) -> None:
+        for name, optimiser in self.optimisers.items():
+            states = optimiser.state_dict()
+            for i, p in enumerate(optimiser.param_groups[0]["params"]):
+                found = {key: tensors[f"{name}.{i}.{key}"].clone() for key in MOMENTS[name]}
+                states["state"][i] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in found.items()}
+            optimiser.load_state_dict(states)
+
+
+def optimisers(net: nn.Module, settings: dict) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all that learns, or, where the settings say so, for what is no matrix, and Muon for the matrices."""
+    decay, muons = settings.get("weight_decay", 0.0), matrices(net) if settings.get("optimiser") == "muon" else []
+    theirs = {id(p) for p in muons}
+    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in theirs]
+    betas = (0.9, settings.get("beta2", 0.999))
+    adam = torch.optim.AdamW(rest, settings["lr"], betas, weight_decay=0.0 if muons else decay, fused=True)
+    return {"adam": adam, "muon": Muon(muons, settings["lr"], decay)} if muons else {"adam": adam}
 
 
 def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:

@@ -103,7 +103,7 @@ def text_loss(
     x_0:   (B, 3, H, W) in [-1, 1], with B captions
     low:   (B, 3, H, W), stage II alone: the low resolution, noised to its `level` (B,) int64 in 1 … T
     """
-    eps, t = torch.randn(x_0.shape, generator=generator), torch.randint(1, len(ALPHA_BAR), (len(x_0),), generator=generator)
+    eps, t = torch.randn(x_0.shape, generator=generator), spread_levels(len(x_0), len(ALPHA_BAR) - 1, generator)
     keep = torch.rand(len(x_0), generator=generator) >= p_uncond
     ids, mask = tokenizer(training.drop_captions(captions, keep)[mine])
     x_t = add_noise(x_0, _column(ALPHA_BAR[t]).float(), eps)
@@ -112,6 +112,15 @@ def text_loss(
     x_t, t, eps, weight = (a[mine].to(device) for a in (x_t, t, eps, weight))
     eps_hat = net(x_t, t, ids.to(device), mask.to(device), None if level is None else level[mine].to(device))
     return training.noise_loss(eps_hat, eps, weight)
+
+
+def spread_levels(count: int, T: int, generator: torch.Generator) -> Tensor:
+    """A level for each of a batch, (count,) int64 in 1 … T, every one as likely: one from each of `count` equal sections, in an order of chance.
+
+    No batch is of little noise alone, so its loss and gradient vary less than with levels drawn one by one.
+    """
+    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+    return 1 + (u * T).long()
 
 
 def phase(settings: dict, epoch: int) -> tuple[int, int]:

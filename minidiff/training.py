@@ -13,8 +13,6 @@ A text model predicts ε, as DeepFloyd IF does, with each level's error weighed 
 Nothing here draws random numbers: t, ε, the dropped labels, the angles and shifts are arguments. Next: guidance.py.
 """
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,12 +93,9 @@ def classifier_loss(classifier: nn.Module, x: Tensor, c: Tensor) -> Tensor:
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """ema <- decay · ema + (1 − decay) · model, for parameters and BatchNorm's running statistics alike."""
-    for averaged, now in zip(_numbers(ema), _numbers(model), strict=True):
-        if averaged.is_floating_point():
-            averaged.lerp_(now.to(averaged), 1 - decay)
-        else:
+    pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))
+    floats = [(averaged, now.to(averaged)) for averaged, now in pairs if averaged.is_floating_point()]
+    torch._foreach_lerp_([averaged for averaged, _ in floats], [now for _, now in floats], 1 - decay)
+    for averaged, now in pairs:
+        if not averaged.is_floating_point():
             averaged.copy_(now)
-
-
-def _numbers(module: nn.Module) -> Iterable[Tensor]:
-    return module.state_dict().values()

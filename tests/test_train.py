@@ -352,7 +352,7 @@ def test_the_previews_of_the_denoiser_and_the_classifier_by_hand(monkeypatch):
 
 def test_the_rate_goes_on_falling_in_the_second_epoch(tmp_path, monkeypatch):
     rates, honest = [], train.Run.count
-    monkeypatch.setattr(train.Run, "count", lambda run, value: rates.append(run.optimiser.param_groups[0]["lr"]) or honest(run, value))
+    monkeypatch.setattr(train.Run, "count", lambda run, value: rates.append(run.optimisers["adam"].param_groups[0]["lr"]) or honest(run, value))
     monkeypatch.setattr(train, "write_results", lambda *args: None)
     settings = train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256, "decay": "cosine", "warmup": 0}
     train.train(settings, tmp_path, False, CPU)
