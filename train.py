@@ -53,7 +53,7 @@ BETTER = {
     },
 }  # fmt: skip
 BETTER["class"] = BETTER["time"] | {"scale": 1.5}  # what suits the network after training; at 2 the strokes grow too thick
-BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label to be guided by: away from a worse network (AG, see pretrained.py)
+BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label to be guided by: away from a worse network (AG, see model.py)
 
 BETTER["classifier"] = {
     "task": "classifier", "width": 24, "pixels": [0, 1],  # the assignment has none; 24 channels are enough, and train in minutes
@@ -80,7 +80,7 @@ BETTER["superres"] = BETTER["text"] | {
 for unused in ("phases", "pieces", "d_model", "heads", "layers"):
     del BETTER["superres"][unused]
 
-TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.digits) | {"text": text_tasks.text, "superres": text_tasks.superres}
+TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.task) | {"text": text_tasks.text, "superres": text_tasks.superres}
 
 
 def train(
@@ -238,7 +238,7 @@ def settings_of(args: argparse.Namespace) -> dict:
     if not args.resume:
         course = named.setdefault("preset", "better") == "course"
         settings = COURSE.get(args.task, {}) | ({} if course else BETTER[args.task]) | {"seed": 137}
-        return settings | ({"limit": 60_000} if TASKS[args.task] is digit_tasks.digits else {}) | named
+        return settings | ({"limit": 60_000} if TASKS[args.task] is digit_tasks.task else {}) | named
     settings = load_tensors(args.out / "state.safetensors")[1].get("settings", {})
     if settings.get("decay") == "trapezoid":  # its end may be moved
         settings = settings | {"epochs": named.pop("epochs", settings["epochs"])}

@@ -29,30 +29,6 @@ def grid(images: Tensor, columns: int, zoom: int = 2) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35) -> Tensor:
-    """Images on their way through a view of illusions.py: every pixel turns about the centre to its new place (of a mirror image, goes straight), a negative fades.
-
-    images: (N, C, H, W) in [0, 1]; s: 0 at the start, 1 at the end. Returns (N, C, S, S) in [0, 1] with S = zoom · the diagonal, rounded up.
-    """
-    N, C, H, W = images.shape
-    y, x = torch.meshgrid(torch.arange(H) - (H - 1) / 2, torch.arange(W) - (W - 1) / 2, indexing="ij")
-    goal = torch.complex(x, y).flatten()
-    source = view.permute(torch.arange(float(H * W)).view(1, 1, H, W)).flatten().long()  # place i will show pixel source[i]
-    start = goal[source]
-    turn = (goal.angle() - start.angle()) % (2 * math.pi)
-    turn = torch.where(turn > math.pi + 1e-4, turn - 2 * math.pi, turn)  # the short way; half a turn always to the same side
-    mirrored = torch.allclose(start.abs(), goal.abs()) and not torch.allclose(turn, (turn * 2 / math.pi).round() * math.pi / 2, atol=1e-3)
-    place = (1 - s) * start + s * goal if mirrored else torch.polar((1 - s) * start.abs() + s * goal.abs(), start.angle() + s * turn)
-    colour = images.flatten(2)[..., source]
-    colour = torch.lerp(colour, 1 - colour, s) if view.sign < 0 else colour
-    size = math.ceil(math.hypot(H, W)) * zoom
-    side = torch.arange(zoom if s in (0, 1) else math.ceil(1.5 * zoom))  # larger while the grid is askew, so that no gap shows
-    rows, columns = [((v * zoom + (size - len(side)) / 2).round().long()[:, None, None] + d).clamp(0, size - 1) for v, d in ((place.imag, side[:, None]), (place.real, side))]
-    canvas = images.new_full((N, C, size, size), paper)
-    canvas[..., rows, columns] = colour[..., None, None]
-    return canvas
-
-
 def one_line(text: str, width: float) -> str:
     """What can be drawn of any text in one line of `width` pixels: line breaks and other control characters are spaces, and the end is cut off."""
     most = max(0, int(width))  # letters: each is a pixel wide, or more
@@ -100,20 +76,36 @@ def save_gif(frames: list[Image.Image], path: str | Path, fps: int = 12) -> None
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def curve(values: list[float], size: tuple[int, int] = (640, 320)) -> Image.Image:
-    """A line plot with a logarithmic y axis: the loss over the steps."""
-    width, height, margin = *size, 40
+def curve(values: list[float], size: tuple[int, int] = (640, 360)) -> Image.Image:
+    """The loss over the steps, on a log scale: a point a step in light blue, their running mean over 2 % of the steps in dark."""
     picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    y = torch.tensor(values, dtype=torch.float64).clamp(min=1e-8).log10()
-    low, high = float(y.min()), max(float(y.max()), float(y.min()) + 1e-3)
-    points = [
-        (margin + (width - 2 * margin) * i / max(len(values) - 1, 1), height - margin - (height - 2 * margin) * (float(v) - low) / (high - low))
-        for i, v in enumerate(y)
-    ]
-    draw.line([(margin, margin), (margin, height - margin), (width - margin, height - margin)], fill="grey")
-    draw.line(points, fill="navy", width=1)
-    draw.text((4, margin - 14), f"loss {10**high:.4g}", fill="black")
-    draw.text((4, height - margin + 4), f"{10**low:.4g}", fill="black")
-    draw.text((width - margin, height - margin + 4), f"{len(values)} points", fill="black", anchor="ra")
+    draw, left, right, top, bottom = ImageDraw.Draw(picture), 64, size[0] - 16, 28, size[1] - 44
+    y, every = torch.tensor(values, dtype=torch.float64).clamp(min=1e-8), max(len(values) // 50, 1)
+    sums = torch.cat([y.new_zeros(1), y.cumsum(0)])
+    mean = (sums[every:] - sums[:-every]) / every  # (N - every + 1,), each of `every` values up to its step
+    low, high = float(y.min().log10()), max(float(y.max().log10()), float(y.min().log10()) + 1e-3)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = left + (right - left) * (step - 1) / max(len(values) - 1, 1)
+        return x, bottom - (bottom - top) * (math.log10(value) - low) / (high - low)
+
+    for value in _round_numbers(10**low, 10**high):
+        draw.line([(left, place(1, value)[1]), (right, place(1, value)[1])], fill="gainsboro")
+        draw.text((left - 6, place(1, value)[1]), f"{value:.3g}", fill="black", anchor="rm")
+    for step in sorted({1 + round((len(values) - 1) * k / 4) for k in range(5)}):
+        draw.line([(place(step, 10**low)[0], bottom), (place(step, 10**low)[0], bottom + 4)], fill="grey")
+        draw.text((place(step, 10**low)[0], bottom + 6), f"{step:,}", fill="black", anchor="ma" if step < len(values) or step == 1 else "ra")
+    draw.line([place(i + 1, v) for i, v in enumerate(y.tolist())], fill="lightsteelblue")
+    draw.line([place(i + every, v) for i, v in enumerate(mean.tolist())], fill="navy", width=2)
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill="grey")
+    draw.text((left, 6), f"loss (log scale): each step, and the mean of {every}", fill="black")
+    draw.text(((left + right) // 2, size[1] - 20), "step", fill="black", anchor="ma")
     return picture
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """At most eight ticks between two positive numbers: 1, 2 and 5 times powers of ten, or, where these are fewer than two, even steps."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**k for k in decades for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    ticks = ticks if len(ticks) <= 8 else [t for t in ticks if f"{t:e}"[0] == "1"]
+    return ticks if len(ticks) >= 2 else [low + (high - low) * k / 4 for k in range(5)]

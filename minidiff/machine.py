@@ -48,6 +48,11 @@ def start_processes(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the one of several that prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def shared(count: int, batch: int) -> list[range]:
     """The parts of range(count) that are this process's, at most `batch` long; all of them without torchrun."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -52,7 +52,7 @@ def unet_config(settings: dict, second: bool) -> dict:
     down = ["SimpleCrossAttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends]
     up = ["SimpleCrossAttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)]
     return {
-        "_class_name": "UNet2DConditionModel", "act_fn": "gelu", "addition_embed_type": "text",
+        "act_fn": "gelu", "addition_embed_type": "text",
         "addition_embed_type_num_heads": settings["heads"], "attention_head_dim": settings["head_dim"], "block_out_channels": widths,
         "class_embed_type": "timestep" if second else None, "cross_attention_dim": settings["cross"],
         "cross_attention_norm": "group_norm", "down_block_types": down, "encoder_hid_dim": settings["d_model"],
@@ -66,7 +66,7 @@ def encoder_config(settings: dict, pieces: int) -> dict:
     """text_encoder/config.json from a run's settings and the size of its vocabulary."""
     D, heads = settings["d_model"], settings["heads"]
     return {
-        "architectures": ["T5EncoderModel"], "model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
+        "model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
         "is_gated_act": True, "d_model": D, "d_kv": D // heads, "num_heads": heads, "d_ff": 2 * D, "num_layers": settings["layers"],
         "vocab_size": pieces, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
         "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
@@ -128,9 +128,12 @@ def encoder_weights(model: Path) -> dict[str, Tensor]:
     return hub.read(stored, stored, torch.float32)
 
 
-def write_unet(unet: IFUNet, folder: Path) -> None:
-    """unet/ and scheduler/, for stage II image_noising_scheduler/ too; weights in bfloat16, each file whole or not at all."""
-    _write_part(unet, folder / "unet", "diffusion_pytorch_model")
+def write_unet(unet: IFUNet, scale: float, folder: Path) -> None:
+    """unet/ and scheduler/, for stage II image_noising_scheduler/ too; weights in bfloat16, each file whole or not at all.
+
+    scale: the guidance that suits the model; kept in unet/config.json beside what the hub's fields say
+    """
+    _write_part(unet, folder / "unet", "diffusion_pytorch_model", {"_class_name": "UNet2DConditionModel", "_minidiff": {"scale": scale}})
     _write_json(SCHEDULER, folder / "scheduler/scheduler_config.json")
     if unet.config["in_channels"] == 6:
         _write_json(NOISING, folder / "image_noising_scheduler/scheduler_config.json")
@@ -138,7 +141,7 @@ def write_unet(unet: IFUNet, folder: Path) -> None:
 
 def write_text(encoder: T5Encoder, spiece: bytes, folder: Path) -> None:
     """text_encoder/ and tokenizer/."""
-    _write_part(encoder, folder / "text_encoder", "model")
+    _write_part(encoder, folder / "text_encoder", "model", {"architectures": ["T5EncoderModel"]})
     write_bytes(spiece, folder / SPIECE)
 
 
@@ -147,11 +150,11 @@ def write_bytes(content: bytes, path: Path) -> None:
         temporary.write_bytes(content)
 
 
-def _write_part(part: nn.Module, folder: Path, stem: str) -> None:
+def _write_part(part: nn.Module, folder: Path, stem: str, more: dict) -> None:
     weights = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in part.state_dict().items()}
     with replaced(folder / f"{stem}.safetensors") as temporary:
         save_file(weights, temporary, {"format": "pt"})
-    _write_json(part.config, folder / "config.json")
+    _write_json(part.config | more, folder / "config.json")
 
 
 def _write_json(config: dict, path: Path) -> None:

@@ -51,7 +51,7 @@ def text(settings: dict, folder: Path) -> Task:
         return text_loss(net, x_0, captions, tokenizer, settings["p_uncond"], generator, mine)
 
     def write(net: TextToImage, folder: Path, record: dict, last: bool) -> None:
-        write_unet(net.unet, folder)
+        write_unet(net.unet, settings["scale"], folder)
         write_text(net.text_encoder, spiece, folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
             size, things = phase(settings, record["epoch"] - 1)
@@ -84,7 +84,7 @@ def superres(settings: dict, folder: Path) -> Task:
         return text_loss(net, x_0, captions, tokenizer, settings["p_uncond"], generator, mine, low, level)
 
     def write(net: TextToImage, folder: Path, record: dict, last: bool) -> None:
-        write_unet(net.unet, folder)
+        write_unet(net.unet, settings["scale"], folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
             chosen = torch.linspace(0, len(book.thing) - 1, 8).long()
             x_0, captions = picturebook.batch(book, chosen, settings["size"], torch.Generator().manual_seed(settings["seed"]))
@@ -188,8 +188,8 @@ def _drawn(denoise, generators: list[torch.Generator], shape: tuple[int, ...], d
     """A picture for each generator, (N, 3, H, W) in [-1, 1], on the CPU."""
     noise = sampling.noise_per_image(generators)
     x = noise(torch.empty(len(generators), *shape, device=device))
-    step, levels = sampling.dpm_solver(), solver_levels(ALPHA_BAR, steps)
-    return sampling.last(sampling.sample(denoise, x, levels, ALPHA_BAR, step=step, clip=clip_to(-1, 1), noise=noise)).cpu()
+    how = {"step": sampling.dpm_step, "clip": clip_to(-1, 1), "noise": noise}
+    return sampling.last(sampling.sample(denoise, x, solver_levels(ALPHA_BAR, steps), ALPHA_BAR, **how)).cpu()
 
 
 def _column(a: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from minidiff import files, images, mnist, pretrained
 from minidiff.diffusion import clip_to
-from minidiff.sampling import ddim, ddpm_step, last, noise_per_image, sample, seeded
+from minidiff.sampling import ddim_step, ddpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, linear, linear_to_noise
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
@@ -284,8 +284,8 @@ def test_a_guide_of_another_range_of_pixels_is_refused(weights, tmp_path):
 def test_a_walk_takes_the_step_the_labels_and_the_scale_that_it_is_given(weights):
     network, c, levels = pretrained.load_digits(weights, ("class",)), torch.tensor([3, 8]), [30, 20, 10, 0]
     noise = noise_per_image(seeded(1, 0, 2))
-    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=ddim(0.5), clip=clip_to(-1, 1), noise=noise))
-    assert_close(last(network.draw(seeded(1, 0, 2), levels, ddim(0.5), c, 30.0)), by_hand, rtol=0, atol=0)
+    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=partial(ddim_step, eta=0.5), clip=clip_to(-1, 1), noise=noise))
+    assert_close(last(network.draw(seeded(1, 0, 2), levels, partial(ddim_step, eta=0.5), c, 30.0)), by_hand, rtol=0, atol=0)
 
 
 def test_all_test_digits_of_a_kind_can_be_asked_for():

@@ -18,9 +18,9 @@ from minidiff import cfg, clip_to, digit_tasks, images, labelled, last, linear, 
 from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
 from minidiff.networks.mnist_unet import UNet
-from minidiff.sampling import ddim, ddpm_large_step
+from minidiff.sampling import ddim_step, ddpm_large_step
+from minidiff.judge import psnr
 from minidiff.run import Run
-from minidiff.scores import psnr
 
 DIGITS = ("denoiser", "time", "class", "classifier")
 SMALL = ["--width", "4", "--limit", "256"]
@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
     """One small run of each task, two epochs, without their sample grids, which take longer."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digit_tasks, "preview", lambda model, settings: Image.new("L", (1, 1)))
+        patch.setattr(digit_tasks, "preview", lambda net, settings: Image.new("L", (1, 1)))
         for task in DIGITS:
             assert train.main([task, *SMALL, "--epochs", "2", "--out", str(folder / task)]) == 0
     return folder
@@ -84,7 +84,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs,
 
 def test_a_run_can_begin_with_the_layers_of_another_network(runs, refused):
     settings = train.COURSE["time"] | {"width": 4, "seed": 1, "limit": 256, "init": model(runs, "class")}
-    task = digit_tasks.digits(settings, None)
+    task = digit_tasks.task(settings, None)
     run = Run(task.net, settings, torch.device("cpu"))
     theirs = task.init()
     run.begin_with(theirs, settings["init"])
@@ -288,7 +288,7 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["digits", "--steps", "many"], "many"),
         (["digits", "-n", "0"], "-n wants 1 to 10000000, got 0"),
         (["digits", "-n", "50000"], "a picture holds at most 10000 images, got -n 50000"),
-        (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim, ddpm, ddpm-large, got 'euler'"),
+        (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim_step, ddpm, ddpm-large, got 'euler'"),
         (["digits", "--sampler", "ddim", "--eta", "3"], "--eta wants 0 to 1, got 3"),
         (["denoise", "--level", "301"], "--level must be between 1 and T = 300, got 301"),
         (["digits", "--model", "mnist-nothing"], "got 'mnist-nothing'"),
@@ -365,7 +365,7 @@ def test_a_run_is_not_resumed_with_a_setting_that_it_did_not_have_nor_its_weight
     assert "holds a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "step"), [(["--sampler", "ddim"], ddim(0)), (["--sampler", "ddim", "--eta", 0.5], ddim(0.5)), (["--sampler", "ddpm-large"], ddpm_large_step)], ids=["ddim", "ddim-half", "ddpm-large"])
+@pytest.mark.parametrize(("flags", "step"), [(["--sampler", "ddim"], ddim_step), (["--sampler", "ddim", "--eta", 0.5], partial(ddim_step, eta=0.5)), (["--sampler", "ddpm-large"], ddpm_large_step)], ids=["ddim", "ddim-half", "ddpm-large"])
 def test_the_sampler_and_its_eta_reach_the_walk(runs, tmp_path, flags, step):
     network, noise = load_digits(model(runs, "class"), ("class",)), noise_of(137, 2)
     x = last(walk(network.denoiser(torch.tensor([0, 1])), noise(None), [300, 200, 100, 0], linear_to_noise(300), step=step, clip=clip_to(-1, 1), noise=noise))
@@ -380,7 +380,7 @@ def test_denoise_is_guided_by_the_digits_own_label_from_half_of_T_and_each_psnr_
     guided = cfg(labelled(unet, labels, alpha_bar, 10, "velocity"), labelled(unet, None, alpha_bar, 10, "velocity"), 3.0)
     a = alpha_bar[150]
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
-    x = last(walk(guided, x_t, [150, 100, 50, 0], alpha_bar, step=ddim(0), clip=clip_to(-1, 1)))
+    x = last(walk(guided, x_t, [150, 100, 50, 0], alpha_bar, step=ddim_step, clip=clip_to(-1, 1)))
     one_step = (x_t - (1 - a).sqrt() * guided(x_t, 150)[0]) / a.sqrt()
     unit = [((y + 1) / 2).clamp(0, 1) for y in (x_0, x, one_step, gaussian_blur(x_t / a.sqrt(), 13, 2.5))]
     capsys.readouterr()

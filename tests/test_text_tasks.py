@@ -7,11 +7,12 @@ import torch
 from torch.testing import assert_close
 
 import fake_book
+import minidiff
 import train
-from minidiff import adapters, cfg, deepfloyd, last, prompts, text_tasks, training
-from minidiff import sample as walk
+from minidiff import text_tasks, training
 from minidiff.files import load_tensors
 from minidiff.networks.tokenizer import Tokenizer
+from minidiff.prompted import load_unet
 from minidiff.run import Run, learning_rate
 from minidiff.schedule import cosine
 from minidiff.text_model import SPIECE, train_tokenizer
@@ -19,7 +20,7 @@ from minidiff.text_model import SPIECE, train_tokenizer
 CPU = torch.device("cpu")
 UNET = {"widths": [32, 32], "attends": [False, True], "cross": 32, "head_dim": 16, "groups": 8, "size": 16, "steps": 3, "batch": 4}
 TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "preview_every": 9}
-SECOND = UNET | {"crop": 8}
+SECOND = UNET | {"size": 32, "crop": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -91,24 +92,18 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, at, runs, tmp_p
         assert (tmp_path / part).read_bytes() == (runs / task / part).read_bytes()
 
 
-def test_what_is_written_is_read_by_the_loader_of_deepfloyd_if_and_draws(runs):
-    first, second = (deepfloyd.load_stage(runs / name) for name in ("text", "superres"))
-    states = prompts.embed(["a red top", ""], runs / "text", first.width, {})
-    cond, uncond = (adapters.text(first.unet, first.unet.encode(state[None])) for state in states)
-    x_T = torch.randn(2, 3, 16, 16)
-    small = last(walk(cfg(cond, uncond, 3), x_T, deepfloyd.respaced(2), first.alpha_bar, clip=first.clip))
-    assert small.shape == (2, 3, 16, 16)
-    low = adapters.enlarged(small, (32, 32), second.low_alpha_bar, 100)
-    denoise = adapters.superres(second.unet, second.unet.encode(states[:1]), low, 100)
-    large = last(walk(denoise, torch.randn(2, 3, 32, 32), deepfloyd.respaced(2), second.alpha_bar, clip=second.clip))
-    assert large.shape == (2, 3, 32, 32)
-    assert bool(large.isfinite().all())
-    assert (first.size, first.unet.learned) == (16, False)
+def test_what_is_written_is_loaded_by_its_folder_and_draws(runs):
+    first = minidiff.load(runs / "text", upscale=runs / "superres", upscale_steps=2)
+    assert (first.shape, first.scale, first.large.shape, first.large.scale) == ((3, 16, 16), 4.0, (3, 32, 32), 2.0)
+    x = first.sample(["a red top", ""], steps=2, progress=False)
+    assert x.shape == (2, 3, 32, 32)
+    assert bool(x.isfinite().all())
 
 
 def test_the_written_weights_are_the_average_in_bfloat16(runs):
-    state, stage = load_tensors(runs / "text" / "state.safetensors")[0], deepfloyd.load_stage(runs / "text")
-    for name, weight in stage.unet.state_dict().items():
+    state, unet = load_tensors(runs / "text" / "state.safetensors")[0], load_unet(runs / "text", torch.float32)
+    assert not unet.learned
+    for name, weight in unet.state_dict().items():
         assert torch.equal(weight, state[f"ema.unet.{name}"].bfloat16().float())
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import train
-from minidiff import digit_tasks, images, mnist, pretrained, training
+from minidiff import digit_tasks, digits, images, judge, mnist, training
 from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors
 from minidiff.networks.mnist_classifier import Classifier
@@ -27,13 +27,12 @@ SMALL = ["--width", "4", "--limit", "256"]
 
 def run_of(settings):
     """A run of a digits task at its beginning."""
-    return Run(digit_tasks.digits({"limit": 256} | settings, None).net, settings, CPU)
+    return Run(digit_tasks.task({"limit": 256} | settings, None).net, settings, CPU)
 
 
-def loss_of(run, digits, labels, mine=slice(None)):
+def loss_of(run, x, labels, mine=slice(None)):
     """The loss of a batch, or of a part of it, with the run's random numbers."""
-    alpha_bar = pretrained.build(run.settings).alpha_bar
-    return digit_tasks.loss(run.settings, alpha_bar, run.net, digits, labels, run.generator, mine)
+    return digit_tasks.loss(run.settings, digits.schedule(run.settings), run.net, x, labels, run.generator, mine)
 
 
 def by_hand(settings, steps):
@@ -71,7 +70,7 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
     if preset == "better":
         settings |= train.BETTER["class"] | {"epochs": 1, "lr": 0.01, "warmup": 1, "ema": 0.08}
     monkeypatch.setattr(digit_tasks, "SAMPLED", ())
-    monkeypatch.setattr(digit_tasks, "preview", lambda model, settings: train.images.grid(torch.zeros(1, 1, 4, 4), 1))
+    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: train.images.grid(torch.zeros(1, 1, 4, 4), 1))
     train.train(settings, tmp_path, False, CPU, float32=True)
     rates = [0.01, 0.01] if preset == "course" else [0.01 / 2, 0.01 * 0.5]  # half way up; at the top, and half way down the cosine
     weights, average = by_hand(settings | {"rates": rates}, 2)
@@ -194,7 +193,7 @@ def test_the_weights_are_those_of_the_loop_before_it_was_rebuilt(name, tmp_path)
 def test_each_epoch_goes_through_the_digits_in_an_order_of_its_own(monkeypatch, tmp_path):
     seen = []
     honest = digit_tasks.loss
-    monkeypatch.setattr(digit_tasks, "loss", lambda s, a, net, digits, *rest: seen.append(digits.flatten(1).float().mean(1)) or honest(s, a, net, digits, *rest))
+    monkeypatch.setattr(digit_tasks, "loss", lambda s, a, net, x, *rest: seen.append(x.flatten(1).float().mean(1)) or honest(s, a, net, x, *rest))
     monkeypatch.setattr(digit_tasks, "SAMPLED", ())
     train.train(train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256}, tmp_path, False, CPU)
     brightness = mnist.load(train=True)[0][:256].flatten(1).float().mean(1)
@@ -309,45 +308,68 @@ def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(tmp_path, mon
 
 
 def test_the_curve_counts_steps_from_1_and_the_record_has_the_mean_of_the_last_400_losses(tmp_path, monkeypatch):
-    monkeypatch.setattr(digit_tasks, "preview", lambda model, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
+    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
     run = run_of(train.COURSE["time"] | {"width": 1, "seed": 1})
     run.losses = [9.0] * 3 + [1.0, 3.0] * 200
-    train.write_results(run, digit_tasks.digits({"limit": 256} | run.settings, None), tmp_path)
+    train.write_results(run, digit_tasks.task({"limit": 256} | run.settings, None), tmp_path)
     rows = [line.split(",") for line in (tmp_path / "loss.csv").read_text().splitlines()]
     assert rows[0] == ["step", "loss"]
     assert [(int(step), float(loss)) for step, loss in rows[1:]] == list(enumerate(run.losses, 1))
     assert load_tensors(tmp_path / "mnist-time.safetensors")[1]["loss"] == 2
 
 
-def test_accuracy_is_that_of_the_test_digits_and_read_in_eval_mode(monkeypatch):
+def test_accuracy_is_that_of_the_test_digits(monkeypatch):
     """Of a reader that says 7 to all: 1,028 of the 10,000 test digits are."""
-    seen = []
-    monkeypatch.setattr(digit_tasks, "Reader", lambda unet: seen.append(unet.training) or SimpleNamespace(features=lambda x: x, log_probs=lambda x: torch.eye(10)[7].expand(len(x), 10)))
-    assert digit_tasks.accuracy(pretrained.build(train.BETTER["classifier"] | {"width": 1})) == pytest.approx(0.1028)
-    assert seen == [False]
+    sevens = SimpleNamespace(features=lambda x: x, log_probs=lambda x: torch.eye(10)[7].expand(len(x), 10))
+    monkeypatch.setattr(judge, "Reader", lambda classifier: sevens)
+    assert digit_tasks.accuracy(None) == pytest.approx(0.1028)
+
+
+def corner(sheet, wanted):
+    """What lies in the lower right corner of a sheet, as large as the wanted grid: below and beside its names."""
+    return sheet.convert("RGB").crop((sheet.width - wanted.width, sheet.height - wanted.height, sheet.width, sheet.height))
 
 
 def test_a_preview_has_each_digit_in_its_column_guided_as_suits_the_network(monkeypatch):
     """Label c at scale γ is one grey, γ c/18: with γ = 2, from black to white."""
     settings = train.COURSE["class"] | {"width": 1, "seed": 1, "scale": 2.0}
-    grey = lambda c, scale: (scale * c / 18).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
-    monkeypatch.setattr(pretrained.Digits, "denoiser", lambda self, c=None, scale=1: lambda x, t: (predict_eps(x, grey(c, scale), self.alpha_bar[t]), None))
-    found = np.asarray(digit_tasks.preview(pretrained.build(settings), settings)).astype(int)
-    assert abs(found - np.asarray(images.grid(grey(torch.arange(40) % 10, 2), 10))).max() <= 1
+    alpha_bar = digits.schedule(settings)
+
+    def labelled(unet, c, *rest):  # −1, no label, is black
+        grey = (c.clamp(min=0) / 18).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+        return lambda x, t: (predict_eps(x, grey, alpha_bar[t]), None)
+
+    monkeypatch.setattr(digits, "labelled", labelled)
+    sheet = digit_tasks.preview(digits.network(settings).eval(), settings)
+    wanted = images.grid((torch.arange(40) % 10 / 9).view(40, 1, 1, 1).expand(-1, 1, 28, 28), 10, 3)
+    assert abs(np.asarray(corner(sheet, wanted)).astype(int) - np.asarray(wanted)).max() <= 1
 
 
 def test_the_previews_of_the_denoiser_and_the_classifier_by_hand(monkeypatch):
     """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader, who here goes by brightness, is least sure of."""
     settings = train.COURSE["denoiser"] | {"width": 2, "seed": 5}
-    x, denoiser = mnist.to_pixels(mnist.load(train=False)[0][:2000], 0, 1), pretrained.build(settings)
+    x, denoiser = mnist.to_pixels(mnist.load(train=False)[0][:2000], 0, 1), digits.network(settings).eval()
     z = x[:10] + 0.5 * noise_per_image(seeded(5, 0, 10))(x[:10])
     with torch.no_grad():
-        wanted = images.grid(torch.cat([x[:10], z, denoiser.unet.eval()(z)]).clamp(0, 1), 10)
-    assert digit_tasks.preview(denoiser, settings).tobytes() == wanted.tobytes()
-    monkeypatch.setattr(digit_tasks, "Reader", lambda unet: SimpleNamespace(features=lambda x: x.mean((1, 2, 3))[:, None], log_probs=lambda features: features.expand(-1, 10)))
-    settings = train.BETTER["classifier"] | {"width": 1, "seed": 1}
-    wanted = images.grid(x[x.mean((1, 2, 3)).argsort()[:40]], 10)
-    assert digit_tasks.preview(pretrained.build(settings), settings).tobytes() == wanted.tobytes()
+        wanted = images.grid(torch.cat([x[:10], z, denoiser(z)]).clamp(0, 1), 10, 3)
+    assert corner(digit_tasks.preview(denoiser, settings), wanted).tobytes() == wanted.tobytes()
+    by_brightness = SimpleNamespace(features=lambda x: x.mean((1, 2, 3))[:, None], log_probs=lambda features: features.expand(-1, 10))
+    monkeypatch.setattr(judge, "Reader", lambda classifier: by_brightness)
+    wanted = images.grid(x[x.mean((1, 2, 3)).argsort()[30:40]], 10, 3)  # the last of four rows
+    assert corner(digit_tasks.preview(None, train.BETTER["classifier"]), wanted).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_time_networks_preview_is_guided_as_its_drawings_are(guided, monkeypatch):
+    """Away from the network that its settings name, at their scale; and one without a guide is not."""
+    asked, settings = [], train.COURSE["time"] | {"width": 1, "seed": 1} | (train.BETTER["time"] if guided else {})
+    honest = digits.model
+    monkeypatch.setattr(digits, "model", lambda *args: asked.append(args[3]) or honest(*args))
+    seen = lambda self, words, **how: asked.append(how.get("scale", self.scale)) or torch.zeros(40, 1, 28, 28)
+    monkeypatch.setattr(digits.Model, "sample", seen)
+    digit_tasks.preview(digits.network(settings).eval(), settings)
+    *_, guide, scale = asked
+    assert (guide is not None, scale) == (guided, 2.0 if guided else 1.0)
 
 
 def test_the_rate_goes_on_falling_in_the_second_epoch(tmp_path, monkeypatch):
@@ -384,11 +406,11 @@ def test_a_disk_that_is_full_is_said_in_one_line_with_exit_code_2(tmp_path, monk
 def test_the_written_accuracy_is_that_of_the_written_weights(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(digit_tasks, "accuracy", lambda network: seen.append(network) or 0.5)
-    monkeypatch.setattr(digit_tasks, "preview", lambda model, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
+    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
     run = run_of(train.BETTER["classifier"] | {"width": 1, "seed": 1})
     run.losses = [1.0]
-    train.write_results(run, digit_tasks.digits({"limit": 256} | run.settings, None), tmp_path)
-    assert [network.unet for network in seen] == [run.averaged]
+    train.write_results(run, digit_tasks.task({"limit": 256} | run.settings, None), tmp_path)
+    assert seen == [run.averaged]
 
 
 def test_the_average_of_a_run_is_checked_as_its_weights_are():

@@ -1,0 +1,16 @@
+"""(Stand-in until the branch `faults` is merged.)"""
+
+import sys
+
+from minidiff.machine import Parser  # noqa: F401
+
+
+def run(script, main, argv):
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    return 0
