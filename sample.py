@@ -25,7 +25,7 @@ import torch
 from minidiff import files, images, prompts
 from minidiff.command import Parser, run
 from minidiff.lessons import LESSONS
-from minidiff.lessons.common import suits
+from minidiff.lessons.common import default_model
 from minidiff.machine import choose_device, is_first, start_processes
 from minidiff.pretrained import load
 from minidiff.results import Result
@@ -129,7 +129,9 @@ def arguments(argv: list[str]) -> dict:
     )
     commands = parser.add_subparsers(dest="lesson", metavar="LESSON")
     for name, lesson in NAMED.items():
-        sub = commands.add_parser(name, description=lesson.__doc__.split("\n\n    ")[0])
+        example = re.search(r"Example: (.+)", lesson.__doc__)
+        epilog = f"Example: python sample.py {example.group(1)}" if example else None
+        sub = commands.add_parser(name, description=lesson.__doc__.split("\n\n    ")[0], epilog=epilog)
         for parameter, text in parameters(lesson):
             add(sub, parameter, text)
         if name not in ("score", "embed"):
@@ -175,9 +177,11 @@ def draw(lesson, asked: dict, device: torch.device) -> Result:
         }
         values["walk"] = Walk(**walk)
     if "model" in takes:
-        name = asked.get("model") or takes["model"].default or suits(asked.get("words", asked.get("near")))
+        words = asked.get("words", asked.get("near", asked.get("grey")))
+        name = asked.get("model") or takes["model"].default or default_model(asked["lesson"], words, asked.get("picture"))
         options = {option: asked[option] for option in OF_PROMPTS if option in asked}
-        values["model"] = load(name, device, **options, say=print if is_first() else None)
+        if name is not None:
+            values["model"] = load(name, device, **options, say=print if is_first() else None)
     return lesson(**values)
 
 

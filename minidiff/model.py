@@ -8,6 +8,9 @@ will do (AG).
 AG = Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", arXiv 2406.02507. Next: digits.py.
 """
 
+import difflib
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -43,6 +46,17 @@ def texts(words: Words) -> list[str]:
     return ["" if word == -1 else str(word) for word in words]
 
 
+def warn_of_unknown(prompts: Sequence[str], vocabulary: frozenset[str]) -> None:
+    """Warn of each word that a model has never seen, and name the nearest that it has."""
+    for word in dict.fromkeys(
+        word for prompt in prompts for word in re.findall(r"[a-z0-9][a-z0-9'-]*", prompt.lower())
+    ):
+        if word not in vocabulary:
+            near = difflib.get_close_matches(word, sorted(vocabulary), n=1)
+            hint = f", the nearest that it knows is {near[0]!r}" if near else ""
+            warnings.warn(f"the model has never seen the word {word!r}{hint}", stacklevel=2)
+
+
 @dataclass(frozen=True, repr=False)
 class Model:
     """What `minidiff.load` returns.
@@ -65,6 +79,7 @@ class Model:
     release:    lets go of the weights until they are needed again
     low:        stage II alone: (low-resolution images, noise) -> what the network sees of them, (B, C, H, W)
     large:      stage II of this model, if there is one
+    vocabulary: the words of the captions that it was trained on, None where nobody counted
     """
 
     name: str
@@ -85,6 +100,7 @@ class Model:
     release: Callable[[], None] = lambda: None
     low: Callable[[Tensor, Noise], Tensor] | None = None
     large: "Model | None" = None
+    vocabulary: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         draws = "pictures of prompts" if self.words is None else f"digits {' '.join(self.words)}".rstrip()
@@ -101,6 +117,8 @@ class Model:
             if word not in ("", *self.words):
                 what = f"the digits {self.words[0]} to {self.words[-1]}" if self.words else "no labels"
                 raise ValueError(f"{self.name} knows {what}, got {word!r}")
+        if self.vocabulary is not None:
+            warn_of_unknown(words, self.vocabulary)
         if n is not None and len(words) not in (1, n):
             raise ValueError(f"expected one word, or {n} (one an image), got {len(words)}")
         return words
@@ -284,12 +302,12 @@ class Model:
         words = [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
         return self.formula(words, combine, walk.scale, walk.sequential, lows)
 
-    def picture(self, path) -> Tensor:
+    def picture(self, source) -> Tensor:
         """A picture of yours, (1, C, H, W) in `pixels`: its centre, scaled; for digits, ink on paper becomes light on
         black."""
         from minidiff import pictures  # Pillow is needed by those who read pictures alone
 
-        x = pictures.read(path, self.shape[1:], self.shape[0], *self.pixels)
+        x = pictures.read(source, self.shape[1:], self.shape[0], *self.pixels)
         return sum(self.pixels) - x if self.words is not None and pictures.inked(x, *self.pixels) else x
 
     def to_unit(self, x: Tensor) -> Tensor:

@@ -179,7 +179,14 @@ def load_prompted(
         release=weights.release,
         low=low,
         large=large,
+        vocabulary=_vocabulary(name),
     )
+
+
+def _vocabulary(name: str | Path) -> frozenset[str] | None:
+    """The words of the captions that a model was trained on, one a line in its vocabulary.txt; None where there is none."""
+    path = Path(name) / "vocabulary.txt"
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
 
 
 def load_unet(name: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", folder: str = "unet") -> IFUNet:

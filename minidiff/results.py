@@ -76,6 +76,19 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     return images.grid(x, columns, -(-SIDE // x.shape[-1]))
 
 
+def pictured(x: Tensor | Result) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1], or a Result, as one picture. Raises ValueError for another shape or range."""
+    if isinstance(x, Result):
+        return x.picture()
+    if not isinstance(x, Tensor) or x.ndim != 4 or len(x) == 0 or x.shape[1] not in (1, 3):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected images (N, 1 or 3, H, W) or a lesson's Result, got {got}")
+    low, high = float(x.min()), float(x.max())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes")
+    return grid(x, min(len(x), 10))
+
+
 def labels_of(terms: Sequence[Sequence[str]], n: int) -> Tensor:
     """Digits as numbers (n,), −1 for none; (n, V) of V terms."""
     columns = [torch.tensor([int(word or -1) for word in words]).expand(n) for words in terms]

@@ -39,6 +39,8 @@ MAY_IMPORT = {
     "editing": {"denoiser", "diffusion", "sampling", "schedule"},
     "one_forward": {"denoiser"},
     "pictures": set(),
+    "captions": set(),
+    "picturebook": {"captions"},
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},

@@ -1,11 +1,16 @@
 """Images from noise: digits of labels, pictures of prompts, and what guidance changes."""
 
+from pathlib import Path
+
 import torch
 
-from minidiff.lessons.common import PROMPT, at_least_one, in_turn, of_prompts, opened, opened_digits
+from minidiff.captions import PHRASE, prompt
+from minidiff.lessons.common import at_least_one, default_prompt, in_turn, of_prompts, opened, opened_digits
 from minidiff.model import OfAny, OfDigits, Words, only, texts
 from minidiff.results import Result, counted, labels_of
 from minidiff.walk import Walk
+
+SHEET = ("apple", "cat", "rocket", "mushroom", "guitar", "sailboat")  # the columns of the sheet of `text`
 
 
 def digits(
@@ -45,35 +50,53 @@ def digits(
 
 
 def text(
-    words: Words = PROMPT, *, n: int | None = None, gif: bool = False, model: OfAny = "picturebook", walk: Walk = Walk()
+    words: Words | None = None,
+    *,
+    prompts: str | None = None,
+    n: int | None = None,
+    gif: bool = False,
+    model: OfAny = "picturebook",
+    walk: Walk = Walk(),
 ) -> Result:
-    """Pictures of prompts.
+    """Pictures of prompts; without any, a sheet of what the small model knows, one row a style.
 
-    words: prompts, in turn
-    n:     how many images; default one a prompt, at least 4
-    gif:   also the walk as an animation
+    words:   prompts, in turn
+    prompts: a file with one prompt a line
+    n:       how many images; default one a prompt, at least 4
+    gif:     also the walk as an animation
+    Example: text "a pixel art drawing of a red apple"
     """
-    prompts = texts(words)
-    n = max(4, len(prompts)) if n is None else n
+    model, names = opened(model), {}
+    if prompts is not None:
+        words = [*(() if words is None else texts(words)), *_lines(prompts)]
+    if words is None and model.vocabulary is not None:
+        words = [prompt(style, thing) for style in PHRASE for thing in SHEET]
+        names = {"columns": SHEET, "rows": tuple(PHRASE), "across": len(SHEET)}
+    words = texts(default_prompt(model) if words is None else words)
+    n = max(1 if prompts or names else 4, len(words)) if n is None else n
     at_least_one(n)
-    model = opened(model)
-    walk = model.settled(walk)
-    each = in_turn(model.known(prompts), n)
+    walk, each = model.settled(walk), in_turn(model.known(words), n)
     x, states = model.from_noise([each], n, walk, only, watch=gif)
     x = model.enlarge(x, [each], walk=walk)
-    summary = f"{counted(n, 'picture')} of {', '.join(map(repr, prompts))}, {walk.sampler}, guidance {walk.scale:g}"
-    across = len(prompts) if len(prompts) > 1 else min(n, 5)
+    said = ", ".join(map(repr, words)) if len(words) <= 8 else f"{len(words)} prompts"
+    summary = f"{counted(n, 'picture')} of {said}, {walk.sampler}, guidance {walk.scale:g}"
+    across = min(len(words) if len(words) > 1 else n, 5)
+    names = names or {"columns": in_turn(words, n)[:across] if len(words) <= across else (), "across": across}
     labels = None if of_prompts(model) else labels_of([each], n)
-    return Result(
-        summary,
-        x,
-        labels,
-        columns=tuple(in_turn(prompts, min(across, n))),
-        across=across,
-        frames=states,
-        walk=walk,
-        prompts=each,
-    )
+    return Result(summary, x, labels, frames=states, walk=walk, prompts=each, **names)
+
+
+def _lines(path: str) -> list[str]:
+    """The prompts of a file, one a line; empty lines are left out. Raises ValueError."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"cannot read the prompts in {path} ({getattr(error, 'strerror', None) or error}): expected a UTF-8 text file"
+        ) from None
+    if not any(lines):
+        raise ValueError(f"{path} holds no prompts: write one a line")
+    return [line for line in lines if line]
 
 
 def guidance(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidiff import editing, files, pictures
-from minidiff.lessons.common import PROMPT, at_least_one, beside, in_turn, of_prompts, opened, test_digits
+from minidiff.lessons.common import at_least_one, beside, default_prompt, in_turn, of_prompts, opened, test_digits
 from minidiff.model import Model, OfAny, Words, texts
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
@@ -36,14 +37,46 @@ def edit(
     picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: one of ours
     words:   what it is to be: a digit (default: no label) or a prompt
     n:       how many images
+    Example: edit data/pictures/drawing-house.png --prompt "a pixel art drawing of a house"
     """
     at_least_one(n)
     model = opened(model, words)
-    walk = walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)
-    walk = model.settled(walk)
-    x_0, words, name = _originals(
-        picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model
-    )
+    ours = PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png")
+    x_0, words, name = _originals(picture or ours, words, n, model)
+    return _edited(model, x_0, words, name, walk)
+
+
+def logo(
+    letters: str = "mini",
+    *,
+    words: Words = "a pixel art drawing of a mushroom",
+    n: int = 4,
+    model: OfAny = "picturebook",
+    walk: Walk = Walk(),
+) -> Result:
+    """Letters that become a picture of a prompt, as much as they are noised: `edit` of a word, one to four letters.
+
+    letters: what is written
+    words:   what it is to be
+    n:       how many images
+    Example: logo CS --prompt "a 3d render of a heart"
+    """
+    at_least_one(n)
+    model = opened(model)
+    if not 1 <= len(letters) <= 4:
+        raise ValueError(f"expected one to four letters, got {letters!r}")
+    size = 4 * model.shape[-1]
+    picture = Image.new("RGB", (size, size), "white")
+    font = ImageFont.load_default(1.5 * size / (len(letters) + 1))
+    ImageDraw.Draw(picture).text((size / 2, size / 2), letters, (200, 30, 60), font, anchor="mm", stroke_width=size // 64)
+    low, high = model.pixels
+    x_0 = pictures.fitted(picture, model.shape[1:], model.shape[0]) * (high - low) + low
+    return _edited(model, x_0.expand(n, -1, -1, -1), in_turn(model.known(words), n), f"the letters {letters}", walk)
+
+
+def _edited(model: Model, x_0: Tensor, words: list[str], name: str, walk: Walk) -> Result:
+    """Each image (n, C, H, W), a word each, noised to the levels of the course's starts and walked back."""
+    walk, n = model.settled(walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)), len(x_0)
     if of_prompts(model) and walk.steps is None and walk.sampler != "dpm":
         levels = strided(991, 30)  # the course's own list
     else:
@@ -133,7 +166,7 @@ def inpaint(
 def upscale(
     picture: str | Path | None = None,
     *,
-    words: Words = PROMPT,
+    words: Words | None = None,
     n: int = 1,
     model: OfAny = "picturebook-II",
     walk: Walk = Walk(),
@@ -160,10 +193,11 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    large = model.enlarged(x, [texts(words)[:1]], walk)
+    prompt = texts(default_prompt(model) if words is None else words)[:1]
+    large = model.enlarged(x, [prompt], walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
-    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=texts(words)[:1])
+    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=prompt)
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:
@@ -174,7 +208,7 @@ def _originals(picture: str | Path | None, words: Words | None, n: int, model: M
     if picture is None:
         x_0, labels = test_digits(model, n, words)
         return x_0, [str(int(c)) if model.words else "" for c in labels], counted(n, "test digit")
-    asked = model.known((PROMPT if of_prompts(model) else "") if words is None else words)
+    asked = model.known(default_prompt(model) if words is None else words)
     x = model.picture(picture)
     upright = pictures.read(picture, model.shape[1:], model.shape[0], *model.pixels)
     name = Path(picture).name + ("" if torch.equal(x, upright) else " (inverted, as its border is bright)")
