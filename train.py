@@ -52,8 +52,13 @@ BETTER = {
         "lr": 2e-3, "decay": "cosine", "warmup": 500, "epochs": 10, "ema": 0.999,
     },
 }  # fmt: skip
-BETTER["class"] = BETTER["time"] | {"scale": 1.5}  # what suits the network after training; at 2 the strokes grow too thick
-BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label to be guided by: away from a worse network (AG, see model.py)
+BETTER["class"] = BETTER["time"] | {
+    "scale": 1.5
+}  # what suits the network after training; at 2 the strokes grow too thick
+BETTER["time"] |= {
+    "guide": "mnist-class",
+    "scale": 2.0,
+}  # no label to be guided by: away from a worse network (AG, see model.py)
 
 BETTER["classifier"] = {
     "task": "classifier", "width": 24, "pixels": [0, 1],  # the assignment has none; 24 channels are enough, and train in minutes
@@ -80,11 +85,20 @@ BETTER["superres"] = BETTER["text"] | {
 for unused in ("phases", "pieces", "d_model", "heads", "layers"):
     del BETTER["superres"][unused]
 
-TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.task) | {"text": text_tasks.text, "superres": text_tasks.superres}
+TASKS = dict.fromkeys(COURSE | {"classifier": 0}, digit_tasks.task) | {
+    "text": text_tasks.text,
+    "superres": text_tasks.superres,
+}
 
 
 def train(
-    settings: dict, folder: Path, resume: bool, device: torch.device, save_every: float = 120, float32: bool = False, compiled: bool = False
+    settings: dict,
+    folder: Path,
+    resume: bool,
+    device: torch.device,
+    save_every: float = 120,
+    float32: bool = False,
+    compiled: bool = False,
 ) -> None:
     """The whole run: the loop, its checkpoints and what it writes into `folder`."""
     rank, world = start_processes(device)
@@ -185,20 +199,47 @@ def git_commit() -> str:
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", help="one of " + ", ".join(TASKS))
-    parser.add_argument("--preset", help="better (the default: what we measured to be) or course (the assignment's numbers)")
+    parser.add_argument(
+        "--preset", help="better (the default: what we measured to be) or course (the assignment's numbers)"
+    )
     parser.add_argument("--width", type=int, help="digits: D, channels of the first level")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--limit", type=int, help="digits: train on the first N only")
     parser.add_argument("--seed", type=int, help="default 137")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, the value as JSON: batch=64 'widths=[32,64]'")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, the value as JSON: batch=64 'widths=[32,64]'",
+    )
     parser.add_argument("--out", type=Path, help="folder of the run, default runs/TASK")
-    parser.add_argument("--init", type=Path, help="begin with the weights of another network of train.py's, as far as the two have the same layers")
-    parser.add_argument("--text", type=Path, help="superres: the model (a folder or hub name) whose text encoder it listens to")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped, with its own settings")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: minutes for the first step, then a third faster; wants a C++ compiler")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="begin with the weights of another network of train.py's, as far as the two have the same layers",
+    )
+    parser.add_argument(
+        "--text", type=Path, help="superres: the model (a folder or hub name) whose text encoder it listens to"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in --out stopped, with its own settings"
+    )
+    parser.add_argument(
+        "--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile: minutes for the first step, then a third faster; wants a C++ compiler",
+    )
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    parser.add_argument("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved after each epoch too")
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=120,
+        help="seconds between saves of the state; it is saved after each epoch too",
+    )
     args = parser.parse_args(argv)
     if args.task not in TASKS:
         raise ValueError(f"a task is one of {', '.join(TASKS)}, got {args.task!r}")
@@ -206,7 +247,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         raise ValueError(f"--preset wants better or course, got {args.preset!r}")
     if args.preset == "course" and args.task not in COURSE:
         raise ValueError(f"the assignment trains no {args.task}: leave --preset course out")
-    for name, low, high in (("width", 1, 1024), ("epochs", 1, 10_000), ("limit", 256, 60_000), ("seed", 0, 2**32 - 1), ("save_every", 0, 1e6)):
+    for name, low, high in (
+        ("width", 1, 1024),
+        ("epochs", 1, 10_000),
+        ("limit", 256, 60_000),
+        ("seed", 0, 2**32 - 1),
+        ("save_every", 0, 1e6),
+    ):
         if (value := getattr(args, name)) is not None and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} wants {low} to {high}, got {value}")
     args.out = args.out or Path("runs") / args.task
@@ -215,7 +262,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def asked(args: argparse.Namespace) -> dict:
     """The settings that the command line names."""
-    named = {name: value for name in ("preset", "width", "epochs", "limit", "seed") if (value := getattr(args, name)) is not None}
+    named = {
+        name: value
+        for name in ("preset", "width", "epochs", "limit", "seed")
+        if (value := getattr(args, name)) is not None
+    }
     named |= {name: str(value) for name in ("init", "text") if (value := getattr(args, name)) is not None}
     known = COURSE.get(args.task, {}) | BETTER[args.task]
     for text in args.set:
@@ -244,7 +295,9 @@ def settings_of(args: argparse.Namespace) -> dict:
         settings = settings | {"epochs": named.pop("epochs", settings["epochs"])}
     for name, value in ({"task": args.task} | named).items():
         if settings.get(name) != value:
-            raise ValueError(f"the run in {args.out} has {name} = {settings.get(name)}, asked for {value}: leave it out, or begin another run with --out")
+            raise ValueError(
+                f"the run in {args.out} has {name} = {settings.get(name)}, asked for {value}: leave it out, or begin another run with --out"
+            )
     return settings
 
 
@@ -252,12 +305,23 @@ def main(argv: list[str]) -> int:
     try:
         args = arguments(argv)
         keep_freed_memory()
-        train(settings_of(args), args.out, args.resume, choose_device(args.device), args.save_every, args.float32, args.compile)
+        train(
+            settings_of(args),
+            args.out,
+            args.resume,
+            choose_device(args.device),
+            args.save_every,
+            args.float32,
+            args.compile,
+        )
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"train.py: stopped; the last saved state goes on with: python train.py {args.task} --resume --out {args.out}", file=sys.stderr)
+        print(
+            f"train.py: stopped; the last saved state goes on with: python train.py {args.task} --resume --out {args.out}",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -19,7 +19,9 @@ def task(settings: dict, folder: Path) -> Task:
     unet, alpha_bar = digits.network(settings), digits.schedule(settings)
     x, labels = (a[: settings["limit"]] for a in mnist.load(train=True))
     for layer in unet.modules():
-        if isinstance(layer, nn.ConvTranspose2d):  # BatchNorm follows, and subtracts any constant: the gradient is 0, and slow to add up
+        if isinstance(
+            layer, nn.ConvTranspose2d
+        ):  # BatchNorm follows, and subtracts any constant: the gradient is 0, and slow to add up
             layer.bias.requires_grad_(False)
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
@@ -35,7 +37,13 @@ def task(settings: dict, folder: Path) -> Task:
 
 
 def loss(
-    settings: dict, alpha_bar: Tensor | None, net: nn.Module, digits: Tensor, labels: Tensor, generator: torch.Generator, mine: slice
+    settings: dict,
+    alpha_bar: Tensor | None,
+    net: nn.Module,
+    digits: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    mine: slice,
 ) -> Tensor:
     """The loss of the part `mine` of a batch. digits: (B, 1, 28, 28) uint8; labels: (B,) int64. Returns a 0-dim float32."""
     device = next(net.parameters()).device
@@ -94,7 +102,9 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
     words = list(model.words) or [""]
     x = model.sample((words * 40)[:40], steps=25, seed=settings["seed"], batch=40, progress=False)
     names = [f"label {word}" for word in words] if model.words else [""] * 10
-    guided = f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
+    guided = (
+        f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
+    )
     return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided if k == 0 else "" for k in range(4)])
 
 
@@ -105,7 +115,10 @@ def unsure(reader: judge.Reader) -> Image.Image:
     log_probs = reader.log_probs(reader.features(x))
     order = log_probs.gather(1, labels[:, None])[:, 0].argsort()[:40]  # by log p(label)
     said = [f"{label}, read {read}" for label, read in zip(labels[order].tolist(), log_probs[order].argmax(1).tolist())]
-    rows = [images.captioned(images.grid(x[part], 10, 3), said[k : k + 10]) for k, part in zip(range(0, 40, 10), order.split(10))]
+    rows = [
+        images.captioned(images.grid(x[part], 10, 3), said[k : k + 10])
+        for k, part in zip(range(0, 40, 10), order.split(10))
+    ]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for k, row in enumerate(rows):
         sheet.paste(row, (0, k * row.height))

@@ -13,7 +13,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-ADAMS = ("shared", "conv_in", "conv_out", "positional", "relative", "norm")  # in names of weights that are no such matrices
+ADAMS = (
+    "shared",
+    "conv_in",
+    "conv_out",
+    "positional",
+    "relative",
+    "norm",
+)  # in names of weights that are no such matrices
 
 
 def matrices(net: nn.Module) -> list[nn.Parameter]:
@@ -53,7 +60,9 @@ class Muon(torch.optim.Optimizer):
             u = torch.stack([self._momentum(w, mu) for w in weights])
             scale = 0.2 * max(u.shape[1:]) ** 0.5
             for w, step in zip(weights, orthogonal(u).float()):
-                step = step.view(len(w), *w.shape[2:], w.shape[1]).movedim(-1, 1)  # (out, in, …), as `_momentum` laid it out
+                step = step.view(len(w), *w.shape[2:], w.shape[1]).movedim(
+                    -1, 1
+                )  # (out, in, …), as `_momentum` laid it out
                 w.mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr * scale)
 
     def _momentum(self, w: nn.Parameter, mu: float) -> Tensor:

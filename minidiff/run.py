@@ -21,7 +21,10 @@ from minidiff.muon import Muon, matrices
 from minidiff.training import update_ema
 
 
-MOMENTS = {"adam": ("exp_avg", "exp_avg_sq", "step"), "muon": ("momentum",)}  # what an optimiser remembers of each weight
+MOMENTS = {
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "muon": ("momentum",),
+}  # what an optimiser remembers of each weight
 
 
 class Task(NamedTuple):
@@ -64,7 +67,9 @@ class Run:
         wrong = [name for name in shared if shared[name].shape != own[name].shape]
         if wrong or not shared:
             layer = f" ({wrong[0]})" if wrong else ""
-            raise ValueError(f"--init wants a network of the same widths, {source} has other layers{layer}: name another")
+            raise ValueError(
+                f"--init wants a network of the same widths, {source} has other layers{layer}: name another"
+            )
         for net in (self.net, self.averaged):
             net.load_state_dict(own | shared)
 
@@ -129,7 +134,9 @@ class Run:
             states = optimiser.state_dict()
             for i, p in enumerate(optimiser.param_groups[0]["params"]):
                 found = {key: tensors[f"{name}.{i}.{key}"].clone() for key in MOMENTS[name]}
-                states["state"][i] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in found.items()}
+                states["state"][i] = {
+                    k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in found.items()
+                }
             optimiser.load_state_dict(states)
 
 

@@ -68,7 +68,7 @@ def encoder_config(settings: dict, pieces: int) -> dict:
     return {
         "model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
         "is_gated_act": True, "d_model": D, "d_kv": D // heads, "num_heads": heads, "d_ff": 2 * D, "num_layers": settings["layers"],
-        "vocab_size": pieces, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+        "vocab_size": pieces, "relative_attention_num_buckets": 16, "relative_attention_max_distance": 8,
         "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
 
@@ -119,7 +119,9 @@ def weights_of(model: Path) -> dict[str, Tensor]:
         tensors, _ = load_tensors(model / "state.safetensors")
         return {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
     unet, encoder = hub.find_weights(model, "unet", "diffusion_pytorch_model", False), encoder_weights(model)
-    return {f"unet.{k}": v for k, v in hub.read(unet, unet, torch.float32).items()} | {f"text_encoder.{k}": v for k, v in encoder.items()}
+    return {f"unet.{k}": v for k, v in hub.read(unet, unet, torch.float32).items()} | {
+        f"text_encoder.{k}": v for k, v in encoder.items()
+    }
 
 
 def encoder_weights(model: Path) -> dict[str, Tensor]:
@@ -133,7 +135,12 @@ def write_unet(unet: IFUNet, scale: float, folder: Path) -> None:
 
     scale: the guidance that suits the model; kept in unet/config.json beside what the hub's fields say
     """
-    _write_part(unet, folder / "unet", "diffusion_pytorch_model", {"_class_name": "UNet2DConditionModel", "_minidiff": {"scale": scale}})
+    _write_part(
+        unet,
+        folder / "unet",
+        "diffusion_pytorch_model",
+        {"_class_name": "UNet2DConditionModel", "_minidiff": {"scale": scale}},
+    )
     _write_json(SCHEDULER, folder / "scheduler/scheduler_config.json")
     if unet.config["in_channels"] == 6:
         _write_json(NOISING, folder / "image_noising_scheduler/scheduler_config.json")

@@ -37,9 +37,15 @@ def text(settings: dict, folder: Path) -> Task:
     """Stage I with its encoder, from the picture book; or from another run's or model's weights, with that one's tokenizer."""
     book, init = picturebook.load(), settings.get("init")
     if not (folder / SPIECE).is_file():
-        write_bytes(hub.fetch(init, SPIECE).read_bytes() if init else train_tokenizer(corpus(book), settings["pieces"]), folder / SPIECE)
+        write_bytes(
+            hub.fetch(init, SPIECE).read_bytes() if init else train_tokenizer(corpus(book), settings["pieces"]),
+            folder / SPIECE,
+        )
     spiece, tokenizer = (folder / SPIECE).read_bytes(), Tokenizer(folder / SPIECE)
-    unet, encoder = IFUNet(unet_config(settings, second=False)), T5Encoder(encoder_config(settings, tokenizer.pieces.get_piece_size()))
+    unet, encoder = (
+        IFUNet(unet_config(settings, second=False)),
+        T5Encoder(encoder_config(settings, tokenizer.pieces.get_piece_size())),
+    )
     net = TextToImage(begin_unet(unet), begin_encoder(encoder))
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
@@ -55,7 +61,9 @@ def text(settings: dict, folder: Path) -> Task:
         write_text(net.text_encoder, spiece, folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
             size, things = phase(settings, record["epoch"] - 1)
-            names = [book.things[i].name for i in torch.linspace(0, min(things, len(book.things)) - 1, 8).long().unique()]
+            names = [
+                book.things[i].name for i in torch.linspace(0, min(things, len(book.things)) - 1, 8).long().unique()
+            ]
             rows = {style: [picturebook.prompt(style, name) for name in names] for style in book.styles}
             sheet = preview(net, tokenizer, names, rows, size, settings["scale"], settings["seed"])
             images.save_png(sheet, folder / f"samples-epoch-{record['epoch']:03d}.png", record)
@@ -77,7 +85,10 @@ def superres(settings: dict, folder: Path) -> Task:
 
     def loss(net: nn.Module, chosen: Tensor, epoch: int, generator: torch.Generator, mine: slice) -> Tensor:
         x_0, captions = picturebook.batch(book, chosen, settings["size"], generator)
-        z, level = torch.randn(x_0.shape, generator=generator), torch.randint(1, settings["levels"] + 1, (len(x_0),), generator=generator)
+        z, level = (
+            torch.randn(x_0.shape, generator=generator),
+            torch.randint(1, settings["levels"] + 1, (len(x_0),), generator=generator),
+        )
         low = add_noise(enlarged(halved(x_0)), _column(ALPHA_BAR[level]).float(), z)
         top, left = torch.randint(0, settings["size"] - settings["crop"] + 1, (2,), generator=generator).tolist()
         x_0, low = (a[..., top : top + settings["crop"], left : left + settings["crop"]] for a in (x_0, low))
@@ -87,8 +98,12 @@ def superres(settings: dict, folder: Path) -> Task:
         write_unet(net.unet, settings["scale"], folder)
         if last or record["epoch"] % settings["preview_every"] == 0:
             chosen = torch.linspace(0, len(book.thing) - 1, 8).long()
-            x_0, captions = picturebook.batch(book, chosen, settings["size"], torch.Generator().manual_seed(settings["seed"]))
-            sheet = enlarged_preview(net, tokenizer, x_0, captions, settings["level"], settings["scale"], settings["seed"])
+            x_0, captions = picturebook.batch(
+                book, chosen, settings["size"], torch.Generator().manual_seed(settings["seed"])
+            )
+            sheet = enlarged_preview(
+                net, tokenizer, x_0, captions, settings["level"], settings["scale"], settings["seed"]
+            )
             images.save_png(sheet, folder / f"samples-epoch-{record['epoch']:03d}.png", record)
 
     return Task(net, settings["steps"], order, loss, write, lambda: weights_of(Path(settings["init"])))
@@ -119,7 +134,9 @@ def spread_levels(count: int, T: int, generator: torch.Generator) -> Tensor:
 
     No batch is of little noise alone, so its loss and gradient vary less than with levels drawn one by one.
     """
-    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+    u = (
+        torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)
+    ) / count
     return 1 + (u * T).long()
 
 
@@ -130,13 +147,19 @@ def phase(settings: dict, epoch: int) -> tuple[int, int]:
 
 def in_order(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the pictures (M,) int64: each once in an order of chance, then again. (count,) int64."""
-    return torch.cat([pictures[torch.randperm(len(pictures), generator=generator)] for _ in range(-(-count // len(pictures)))])[:count]
+    return torch.cat(
+        [pictures[torch.randperm(len(pictures), generator=generator)] for _ in range(-(-count // len(pictures)))]
+    )[:count]
 
 
 def corpus(book: Book) -> list[str]:
     """Captions for the tokenizer: of every picture two as it is and, with a colour's name in it, a third."""
     generator, colours = torch.Generator().manual_seed(0), [None, None, *book.colours]
-    said = [(i, colours[k] if k < 2 else colours[2 + i % len(book.colours)]) for i in range(len(book.thing)) for k in range(3)]
+    said = [
+        (i, colours[k] if k < 2 else colours[2 + i % len(book.colours)])
+        for i in range(len(book.thing))
+        for k in range(3)
+    ]
     return [picturebook.caption(book, i, generator, colour) for i, colour in said]
 
 
@@ -152,7 +175,13 @@ def enlarged(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def preview(
-    net: TextToImage, tokenizer: Tokenizer, names: list[str], rows: dict[str, list[str]], size: int, scale: float, seed: int
+    net: TextToImage,
+    tokenizer: Tokenizer,
+    names: list[str],
+    rows: dict[str, list[str]],
+    size: int,
+    scale: float,
+    seed: int,
 ) -> Image.Image:
     """A sheet of prompts in named columns and rows, from the same noise each time; in bfloat16, as the weights are written."""
     net, drawn = copy.deepcopy(net).eval().to(torch.bfloat16), []
@@ -172,7 +201,9 @@ def enlarged_preview(
     net, generators = copy.deepcopy(net).eval().to(torch.bfloat16), sampling.seeded(seed, 0, len(x_0))
     big = enlarged(halved(x_0))
     low = add_noise(big, ALPHA_BAR[level], sampling.noise_per_image(generators)(big))
-    cond, uncond = (adapters.superres(net.unet, state, low.to(_device(net)), level) for state in states(net, tokenizer, captions))
+    cond, uncond = (
+        adapters.superres(net.unet, state, low.to(_device(net)), level) for state in states(net, tokenizer, captions)
+    )
     drawn = _drawn(cfg(cond, uncond, scale), generators, tuple(x_0.shape[1:]), _device(net))
     sheet = images.grid(images.to_unit(torch.cat([big, drawn, x_0])), len(x_0), 2)
     return images.beside(images.captioned(sheet, captions), ["low", "drawn", "true"])
@@ -184,7 +215,9 @@ def states(net: TextToImage, tokenizer: Tokenizer, prompts: list[str]) -> tuple:
     return net.unet.encode(encoded[:-1]), net.unet.encode(encoded[-1:])
 
 
-def _drawn(denoise, generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device, steps: int = 20) -> Tensor:
+def _drawn(
+    denoise, generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device, steps: int = 20
+) -> Tensor:
     """A picture for each generator, (N, 3, H, W) in [-1, 1], on the CPU."""
     noise = sampling.noise_per_image(generators)
     x = noise(torch.empty(len(generators), *shape, device=device))

@@ -25,7 +25,15 @@ def denoiser_loss(unet: nn.Module, x_0: Tensor, eps: Tensor, sigma: float) -> Te
     return F.mse_loss(unet(x_0 + sigma * eps).float(), x_0)
 
 
-def diffusion_loss(unet: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, c: Tensor | None = None, target: str = "eps") -> Tensor:
+def diffusion_loss(
+    unet: nn.Module,
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    alpha_bar: Tensor,
+    c: Tensor | None = None,
+    target: str = "eps",
+) -> Tensor:
     """DDPM Eq. 14, mean over pixels. Returns a 0-dim float32.
 
     x_0, eps:  (B, 1, H, W)
@@ -79,9 +87,14 @@ def moved(x: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
     """
     H, W = x.shape[-2:]
     right, down = shift.T[:, :, None, None]
-    column, row = torch.arange(W).to(x) - (W - 1) / 2 - right, torch.arange(H).to(x)[:, None] - (H - 1) / 2 - down  # (B, 1, W), (B, H, 1)
+    column, row = (
+        torch.arange(W).to(x) - (W - 1) / 2 - right,
+        torch.arange(H).to(x)[:, None] - (H - 1) / 2 - down,
+    )  # (B, 1, W), (B, H, 1)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    source = torch.stack([(cos * column - sin * row) * 2 / (W - 1), (sin * column + cos * row) * 2 / (H - 1)], -1)  # borders are −1 and 1
+    source = torch.stack(
+        [(cos * column - sin * row) * 2 / (W - 1), (sin * column + cos * row) * 2 / (H - 1)], -1
+    )  # borders are −1 and 1
     return F.grid_sample(x, source, align_corners=True)
 
 

@@ -38,9 +38,22 @@ def test_a_step_is_the_update_written_out():
 
 
 def test_muon_is_for_the_matrices_inside():
-    settings = {"widths": [32, 32], "attends": [False, True], "cross": 32, "head_dim": 16, "groups": 8, "size": 16, "d_model": 32, "heads": 4, "depth": 1}
+    settings = {
+        "widths": [32, 32],
+        "attends": [False, True],
+        "cross": 32,
+        "head_dim": 16,
+        "groups": 8,
+        "size": 16,
+        "d_model": 32,
+        "heads": 4,
+        "depth": 1,
+    }
     unet = IFUNet(unet_config(settings, second=False))
     theirs = {id(p) for p in matrices(unet)}
     named = {name: id(p) in theirs for name, p in unet.named_parameters()}
     assert named["mid_block.resnets.0.conv1.weight"] and named["encoder_hid_proj.weight"]
-    assert not any(named[name] for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "add_embedding.pool.positional_embedding"))
+    assert not any(
+        named[name]
+        for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "add_embedding.pool.positional_embedding")
+    )

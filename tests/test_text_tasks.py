@@ -18,7 +18,16 @@ from minidiff.schedule import cosine
 from minidiff.text_model import SPIECE, train_tokenizer
 
 CPU = torch.device("cpu")
-UNET = {"widths": [32, 32], "attends": [False, True], "cross": 32, "head_dim": 16, "groups": 8, "size": 16, "steps": 3, "batch": 4}
+UNET = {
+    "widths": [32, 32],
+    "attends": [False, True],
+    "cross": 32,
+    "head_dim": 16,
+    "groups": 8,
+    "size": 16,
+    "steps": 3,
+    "batch": 4,
+}
 TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "preview_every": 9}
 SECOND = UNET | {"size": 32, "crop": 16}
 
@@ -31,7 +40,13 @@ def _shapes(monkeypatch):
 
 
 def flags(settings):
-    return ["--set", *(f"{name}={str(value).lower()}" for name, value in settings.items()), "--float32", "--device", "cpu"]
+    return [
+        "--set",
+        *(f"{name}={str(value).lower()}" for name, value in settings.items()),
+        "--float32",
+        "--device",
+        "cpu",
+    ]
 
 
 def command(task, out, *more):
@@ -63,7 +78,9 @@ def test_a_fixed_batch_is_learned(tmp_path):
         losses.append(value.item())
     assert losses[1] < losses[0]
     assert losses[-1] < 0.5 * losses[0]
-    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in run.net.parameters())  # text and U-Net learn together
+    assert all(
+        p.grad is not None and bool(p.grad.abs().sum() > 0) for p in run.net.parameters()
+    )  # text and U-Net learn together
 
 
 @pytest.mark.parametrize("task", ["text", "superres"])
@@ -121,14 +138,19 @@ def test_captions_are_dropped_at_their_rate_and_as_a_whole(runs, monkeypatch):
     net = lambda x, *args: x
     net.parameters = lambda: iter([torch.zeros(1)])
     captions = ["a red top"] * 10_000
-    text_tasks.text_loss(net, torch.zeros(10_000, 3, 1, 1), captions, spy, 0.1, torch.Generator().manual_seed(1), slice(None))
+    text_tasks.text_loss(
+        net, torch.zeros(10_000, 3, 1, 1), captions, spy, 0.1, torch.Generator().manual_seed(1), slice(None)
+    )
     assert set(seen[0]) == {"a red top", ""}
     assert abs(seen[0].count("") / 10_000 - 0.1) < 0.01
 
 
 def test_min_snr_is_the_papers_formula():
     """min(SNR, 5)/SNR: 1 where noise prevails; at ᾱ = 10/11, where SNR = 10, one half."""
-    assert_close(training.min_snr(torch.tensor([1e-9, 0.5, 5 / 6, 10 / 11, 0.99], dtype=torch.float64)), torch.tensor([1, 1, 1, 0.5, 5 / 99], dtype=torch.float64))
+    assert_close(
+        training.min_snr(torch.tensor([1e-9, 0.5, 5 / 6, 10 / 11, 0.99], dtype=torch.float64)),
+        torch.tensor([1, 1, 1, 0.5, 5 / 99], dtype=torch.float64),
+    )
     weights = training.min_snr(cosine()[1:])
     assert bool((weights.diff() >= 0).all())
     eps_hat, eps = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
@@ -149,7 +171,12 @@ def test_two_processes_learn_what_one_does(runs, tmp_path, two_processes):
 
 def test_things_and_size_follow_the_phases():
     settings = {"phases": [[0, 16, 100], [10, 32, 100], [20, 32, 900]]}
-    assert [text_tasks.phase(settings, epoch) for epoch in (0, 9, 10, 25)] == [(16, 100), (16, 100), (32, 100), (32, 900)]
+    assert [text_tasks.phase(settings, epoch) for epoch in (0, 9, 10, 25)] == [
+        (16, 100),
+        (16, 100),
+        (32, 100),
+        (32, 900),
+    ]
 
 
 def test_each_picture_is_seen_once_before_any_is_seen_again():
