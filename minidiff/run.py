@@ -8,7 +8,9 @@ that was not. What a run learns, and from what, is a `Task`: digit_tasks.py and 
 """
 
 import copy
+import csv
 import math
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidiff.files import load_tensors, save_tensors
+from minidiff import images
+from minidiff.files import load_tensors, replaced, save_tensors
 from minidiff.muon import Muon, matrices
 from minidiff.training import update_ema
 
@@ -168,3 +171,24 @@ def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
     if settings["decay"] == "trapezoid":
         return lr * min(up, (total - step) / max(settings["cooldown"] * total, 1), 1)
     return lr * up * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def write_results(run: Run, task: Task, folder: Path) -> None:
+    """Loss curve, weights and, after some epochs, samples."""
+    with replaced(folder / "loss.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", "loss"])
+        table.writerows((i + 1, f"{value:.6f}") for i, value in enumerate(run.losses))
+    images.save_png(images.curve(run.losses), folder / "loss.png")
+    record = run.settings | {"epoch": run.epoch, "loss": run.recent_loss(400), "git": git_commit()}
+    task.write(run.averaged if run.settings["ema"] else run.net, folder, record, run.epoch == run.settings["epochs"])
+
+
+def git_commit() -> str:
+    """The commit of this code; "unknown" where there is no git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -17,7 +17,7 @@ from minidiff.files import load_tensors, replaced
 from minidiff.networks import t5
 from minidiff.networks.if_unet import Attention, IFUNet, Resnet
 from minidiff.networks.t5 import T5Encoder
-from minidiff.networks.tokenizer import plain
+from minidiff.networks.tokenizer import LENGTH, plain
 
 SPIECE = "tokenizer/spiece.model"
 NOISING = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"}
@@ -38,12 +38,24 @@ class TextToImage(nn.Module):
 
         x:         (B, 3, H, W); stage II (B, 6, H, W), the low resolution behind
         t:         (B,) int64 in 1 … T
-        ids, mask: (B, L) of the tokenizer
+        ids, mask: (B, L) of the tokenizer; of fewer than 77 tokens only as `short` makes them
         level:     (B,) int64 in 1 … T, stage II alone: the noise level of the low resolution
         -> ε (B, 3, H, W)
         """
-        state = self.unet.encode(self.text_encoder(ids, mask))
+        states = self.text_encoder(ids, mask)
+        states = torch.cat([states, states[:, -1:].expand(-1, LENGTH - ids.shape[1], -1)], dim=1)    # (B, 77, D)
+        state = self.unet.encode(states)
         return self.unet(x, t - 1, state, None if level is None else level - 1)[0]  # IF counts levels from 0
+
+
+def short(ids: Tensor, mask: Tensor, config: dict) -> tuple[Tensor, Tensor]:
+    """The tokens whose states have to be computed: padding farther from the text than T5's distances reach has one and the same state.
+
+    ids, mask: (B, 77); config: of the encoder. Returns (B, L) each, 24 <= L <= 77 where the text is short, the last column padding.
+    """
+    reach = int(mask.sum(1).max()) + config["relative_attention_max_distance"]
+    L = min(max(24, -(-reach // 8) * 8), ids.shape[1])  # few different lengths: a compiler begins anew with each
+    return ids[:, :L], mask[:, :L]
 
 
 def unet_config(settings: dict, second: bool) -> dict:
@@ -68,7 +80,7 @@ def encoder_config(settings: dict, pieces: int) -> dict:
     return {
         "model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new",
         "is_gated_act": True, "d_model": D, "d_kv": D // heads, "num_heads": heads, "d_ff": 2 * D, "num_layers": settings["layers"],
-        "vocab_size": pieces, "relative_attention_num_buckets": 16, "relative_attention_max_distance": 8,
+        "vocab_size": pieces, "relative_attention_num_buckets": 16, "relative_attention_max_distance": 8,  # see `short`
         "layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
 

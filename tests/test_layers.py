@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
-    "run": {"files", "training"},
+    "run": {"files", "images", "muon", "training"},
+    "muon": set(),
     "digit_tasks": {"files", "images", "mnist", "pretrained", "reader", "run", "sampling", "schedule", "training"},
     "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
     "text_tasks": {

@@ -15,7 +15,8 @@ from minidiff.networks.tokenizer import Tokenizer
 from minidiff.prompted import load_unet
 from minidiff.run import Run, learning_rate
 from minidiff.schedule import cosine
-from minidiff.text_model import SPIECE, train_tokenizer
+from minidiff.networks.t5 import T5Encoder
+from minidiff.text_model import SPIECE, begin_encoder, encoder_config, encoder_weights, short, train_tokenizer
 
 CPU = torch.device("cpu")
 UNET = {
@@ -28,8 +29,8 @@ UNET = {
     "steps": 3,
     "batch": 4,
 }
-TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "preview_every": 9}
-SECOND = UNET | {"size": 32, "crop": 16}
+TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "preview_every": 9, "share": {}}
+SECOND = UNET | {"size": 32, "crop": 16, "share": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +112,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, at, runs, tmp_p
 
 def test_what_is_written_is_loaded_by_its_folder_and_draws(runs):
     first = minidiff.load(runs / "text", upscale=runs / "superres", upscale_steps=2)
-    assert (first.shape, first.scale, first.large.shape, first.large.scale) == ((3, 16, 16), 4.0, (3, 32, 32), 2.0)
+    assert (first.shape, first.scale, first.large.shape, first.large.scale) == ((3, 16, 16), 3.0, (3, 32, 32), 2.0)
     x = first.sample(["a red top", ""], steps=2, progress=False)
     assert x.shape == (2, 3, 32, 32)
     assert bool(x.isfinite().all())
@@ -125,7 +126,7 @@ def test_the_written_weights_are_the_average_in_bfloat16(runs):
 
 
 def test_superres_trains_the_unet_and_leaves_the_encoder_as_it_is(runs):
-    state, theirs = load_tensors(runs / "superres" / "state.safetensors")[0], text_tasks.encoder_weights(runs / "text")
+    state, theirs = load_tensors(runs / "superres" / "state.safetensors")[0], encoder_weights(runs / "text")
     for name, weight in theirs.items():
         assert torch.equal(state[f"net.text_encoder.{name}"], weight)
     assert not torch.equal(state["net.unet.conv_out.weight"], state["ema.unet.conv_out.weight"])
@@ -179,11 +180,28 @@ def test_things_and_size_follow_the_phases():
     ]
 
 
-def test_each_picture_is_seen_once_before_any_is_seen_again():
-    pictures = torch.tensor([3, 5, 7])
-    chosen = text_tasks.in_order(pictures, 8, torch.Generator().manual_seed(1))
-    assert [sorted(part.tolist()) for part in chosen.split(3)][:2] == [[3, 5, 7]] * 2
-    assert len(chosen) == 8
+def test_each_picture_is_seen_once_before_any_is_seen_again_but_for_styles_that_are_seen_less_often():
+    book, g = fake_book.load(), torch.Generator().manual_seed(1)
+    order = text_tasks.in_order(book, 4, {"steps": 11, "batch": 2, "share": {}}, g)
+    assert [sorted(part.tolist()) for part in order.split(11)] == [list(range(11))] * 2  # the twelfth is held out
+    order = text_tasks.in_order(book, 4, {"steps": 1000, "batch": 10, "share": {"red": 0.25}}, g)
+    red = (book.style[order] == 0).float().mean()
+    assert abs(float(red) - 1 / (1 + 4 + 3)) < 0.01  # a quarter of 4, to 4 green and 3 blue
+
+
+def test_padding_far_from_the_text_has_one_state():
+    """Of 77 tokens 24 are computed: the others' states are that of the last, to rounding."""
+    settings = train.BETTER["text"] | TEXT
+    encoder = begin_encoder(T5Encoder(encoder_config(settings, 50))).double()
+    torch.nn.init.normal_(encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
+    ids, mask = torch.zeros(2, 77, dtype=torch.int64), torch.zeros(2, 77, dtype=torch.int64)
+    ids[0, :16], mask[0, :16], ids[1, 0], mask[1, 0] = torch.arange(16) + 5, 1, 1, 1
+    some, few = short(ids, mask, encoder.config)
+    assert some.shape == (2, 24)
+    states, found = encoder(ids, mask), encoder(some, few)
+    assert_close(torch.cat([found, found[:, -1:].expand(-1, 53, -1)], 1), states)
+    assert not torch.allclose(states[0, 18], states[0, 76])  # near the text they differ
+    assert short(ids, mask, {"relative_attention_max_distance": 128})[0].shape == (2, 77)
 
 
 def test_the_tokenizer_is_the_same_each_time_and_knows_every_letter(tmp_path):
@@ -220,7 +238,7 @@ def test_the_trapezoid_rises_stays_and_falls_to_zero():
         (["--seed", "3"], "has seed = 137, asked for 3: leave it out"),
         (["--set", "batch=8"], "has batch = 4, asked for 8"),
         (["--set", "banana=8"], "--set wants NAME=VALUE, NAME one of task, size"),
-        (["--set", "batch=many"], "--set batch wants a value like 32, got 'many'"),
+        (["--set", "batch=many"], "--set batch wants a value like 64, got 'many'"),
     ],
 )
 def test_a_flag_that_contradicts_the_run_is_refused_in_one_line(runs, refused, more, says):

@@ -84,7 +84,7 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
     if preset == "better":
         settings |= train.BETTER["class"] | {"epochs": 1, "lr": 0.01, "warmup": 1, "ema": 0.08}
     monkeypatch.setattr(digit_tasks, "SAMPLED", ())
-    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: train.images.grid(torch.zeros(1, 1, 4, 4), 1))
+    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
     train.train(settings, tmp_path, False, CPU, float32=True)
     rates = (
         [0.01, 0.01] if preset == "course" else [0.01 / 2, 0.01 * 0.5]
