@@ -1,9 +1,9 @@
 """Train a network:  python train.py denoiser | time | class | classifier | text | superres
 
-Each run fills one folder (runs/TASK): loss.csv and loss.png, samples-epoch-*.png from one fixed noise, state.safetensors (all
-that --resume needs) and what sample.py loads: mnist-TASK.safetensors, or a model in the layout of the hub.
-`torchrun --nproc_per_node=N train.py class` splits each batch over N processes and averages their gradients; BatchNorm then
-sees its own part of the batch only, so the weights of digits are not those of one process to the bit.
+Each run fills one folder (runs/TASK): loss.csv and loss.png, samples-epoch-*.png of one fixed noise, state.safetensors
+(all that --resume needs) and what sample.py loads: mnist-TASK.safetensors, or a model in the layout of the hub.
+`torchrun --nproc_per_node=N train.py class` splits each batch over N processes and averages their gradients; BatchNorm
+then sees its own part of the batch only, so the weights of digits are not those of one process to the bit.
 """
 
 import argparse
@@ -43,7 +43,7 @@ COURSE["class"] = COURSE["time"] | {"task": "class", "classes": 10, "p_uncond": 
 BETTER = {
     "denoiser": {
         "width": 64,  # a quarter of the work of D = 128
-        "lr": 1e-3, "decay": "cosine", "warmup": 200,  # Adam's second moments settle first; the end of the run is nearly free of noise
+        "lr": 1e-3, "decay": "cosine", "warmup": 200,  # Adam's moments settle first; the end is nearly free of noise
         "batch": 128, "epochs": 2, "ema": 0.998,  # the average of the last ~500 steps is better than the last step
     },
     "time": {
@@ -54,17 +54,17 @@ BETTER = {
     },
 }  # fmt: skip
 BETTER["class"] = BETTER["time"] | {"scale": 1.5}  # suits the network after training; at 2 the strokes grow too thick
-BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label to be guided by: away from a worse network (AG, model.py)
+BETTER["time"] |= {"guide": "mnist-class", "scale": 2.0}  # no label: away from a worse network (AG, see model.py)
 
 BETTER["classifier"] = {
     "task": "classifier", "width": 24, "pixels": [0, 1],  # the assignment has none; 24 channels are enough, in minutes
-    "turn": 15.0, "shift": 2.0,  # each time another digit: turned by up to so many degrees, moved by up to so many pixels
+    "turn": 15.0, "shift": 2.0,  # each digit is turned by up to so many degrees, moved by so many pixels
     "lr": 4e-3, "decay": "cosine", "warmup": 200, "batch": 128, "epochs": 10, "ema": 0.998,
 }  # fmt: skip
 
 BETTER["text"] = {
-    "task": "text", "size": 32, "widths": [32, 96, 192], "depth": 1,  # few channels where pixels are many, as they cost most
-    "attends": [False, False, True], "head_dim": 32, "groups": 16, "cross": 128,  # a picture of 8 x 8 asks the text and itself
+    "task": "text", "size": 32, "widths": [32, 96, 192], "depth": 1,  # few channels where pixels are many
+    "attends": [False, False, True], "head_dim": 32, "groups": 16, "cross": 128,  # the lowest level asks the text
     "d_model": 128, "heads": 4, "layers": 2, "pieces": 2000,  # a small T5: captions are a few words
     "phases": [[0, 16, 100], [40, 16, 400], [80, 32, 10_000]],  # [from epoch, size, things]: first few, and small
     "share": {"emoji": 0.5},  # five of thirteen sheets are emoji
@@ -74,26 +74,23 @@ BETTER["text"] = {
     "p_uncond": 0.1, "scale": 3.0, "preview_every": 10,
 }  # fmt: skip
 
-BETTER["superres"] = {k: v for k, v in BETTER["text"].items() if k not in ("phases", "pieces", "d_model", "heads", "layers")} | {
+OF_STAGE_I = ("phases", "pieces", "d_model", "heads", "layers")
+BETTER["superres"] = {name: value for name, value in BETTER["text"].items() if name not in OF_STAGE_I} | {
     "task": "superres", "text": "weights/picturebook",  # the model whose text encoder it listens to
     "size": 64, "crop": 32, "levels": 500,  # noise on the low resolution in training: each level up to this one
     "level": 100, "scale": 2.0, "epochs": 100,  # in the previews
 }  # fmt: skip
 
-TASKS = dict.fromkeys(("denoiser", "time", "class", "classifier"), digit_tasks.task)  # name -> (settings, folder) -> Task
+TASKS = dict.fromkeys(("denoiser", "time", "class", "classifier"), digit_tasks.task)  # (settings, folder) -> Task
 TASKS |= {"text": text_tasks.text, "superres": text_tasks.superres}
-LIMITS = {"width": (1, 1024), "epochs": (1, 10_000), "limit": (256, 60_000), "seed": (0, 2**32 - 1), "save_every": (0, 1e6)}
+LIMITS = {"width": (1, 1024), "epochs": (1, 10_000), "limit": (256, 60_000), "seed": (0, 2**32 - 1),
+          "save_every": (0, 1e6)}
 
 
 def train(
-    settings: dict,
-    folder: Path,
-    resume: bool,
-    device: torch.device,
-    save_every: float = 120,
-    float32: bool = False,
-    compiled: bool = False,
-) -> None:
+    settings: dict, folder: Path, resume: bool, device: torch.device,
+    save_every: float = 120, float32: bool = False, compiled: bool = False,
+) -> None:  # fmt: skip
     """The whole run: the loop, its checkpoints and what it writes into `folder`."""
     rank, world = start_processes(device)
     state = folder / "state.safetensors"
@@ -168,13 +165,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     flag("--epochs", type=int)
     flag("--limit", type=int, help="digits: train on the first N only")
     flag("--seed", type=int, help="default 137")
-    flag("--set", nargs="+", default=[], metavar="NAME=VALUE", help="another setting, as JSON: batch=32 'widths=[32,64]'")
+    flag("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings, JSON: batch=32 'widths=[32,64]'")
     flag("--out", type=Path, help="folder of the run, default runs/TASK")
     flag("--init", help="begin with the weights of another run or model, as far as the two have the same layers")
     flag("--text", help="superres: the model (a folder or hub name) whose text encoder it listens to")
     flag("--resume", action="store_true", help="go on where the run in --out stopped, with its own settings")
     flag("--float32", action="store_true", help="no bfloat16 autocast, also where the machine is faster with it")
-    flag("--compile", action="store_true", help="torch.compile: minutes for the first step, then faster; wants a C++ compiler")
+    flag("--compile", action="store_true", help="torch.compile: a slow first step, then faster; wants a C++ compiler")
     flag("--device", help="cpu, cuda, mps; default: the best there is")
     flag("--save-every", type=float, default=120, help="seconds between saves of the state; it is saved each epoch too")
     args = parser.parse_args(argv)
@@ -218,7 +215,7 @@ def defaults(task: str, preset: str) -> dict:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """All settings of the run: a new one's with what the command line names, a resumed one's own, which that may not contradict."""
+    """The settings of a new run with what the command line names; or a resumed one's, which that may not contradict."""
     named = asked(args)
     if not args.resume:
         return defaults(args.task, args.preset or "better") | named
@@ -239,7 +236,8 @@ def run(argv: list[str]) -> None:
     try:
         train(settings, args.out, args.resume, device, args.save_every, args.float32, args.compile)
     except KeyboardInterrupt as stop:
-        stop.args = (f"stopped; the last saved state goes on with: python train.py {args.task} --resume --out {args.out}",)
+        again = f"python train.py {args.task} --resume --out {args.out}"
+        stop.args = (f"stopped; the last saved state goes on with: {again}",)
         raise
 
 

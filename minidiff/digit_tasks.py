@@ -1,4 +1,4 @@
-"""What the digits' networks learn: one step from noise, all levels, all levels with labels; and to read what the others draw."""
+"""What the digits' networks learn: one step from noise, all levels, these with labels; and to read a digit."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def loss(
     generator: torch.Generator,
     mine: slice,
 ) -> Tensor:
-    """The loss of the part `mine` of a batch. digits: (B, 1, 28, 28) uint8; labels: (B,) int64. Returns a 0-dim float32."""
+    """The loss of the part `mine` of a batch, a 0-dim float32. digits: (B, 1, 28, 28) uint8; labels: (B,) int64."""
     device = next(net.parameters()).device
     x_0 = mnist.to_pixels(digits, *settings["pixels"])
     if settings["task"] == "classifier":
@@ -109,7 +109,7 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
 
 
 def unsure(reader: judge.Reader) -> Image.Image:
-    """The 40 of 2,000 test digits whose label has the smallest probability; under each column of four, label -> digit read."""
+    """A sheet of the 40 of 2,000 test digits whose label is least probable; above each its label and what is read."""
     x, labels = mnist.test_digits(2000, list(range(10)))
     x = mnist.to_pixels(x, 0, 1)
     log_probs = reader.log_probs(reader.features(x))

@@ -1,11 +1,12 @@
 """Muon: momentum whose step moves every direction of a matrix alike, where plain momentum moves a few large ones.
 
     m ← μ m + (1 − μ) g,   u = μ m + (1 − μ) g                         momentum (Nesterov's)
-    U = NS(u) ≈ (u uᵀ)^(−1/2) u                                        u = A S Bᵀ -> A Bᵀ: all singular values become about 1
-    w ← (1 − lr λ) w − lr · 0.2 √max(rows, columns) · U                as large a step as Adam's (Liu et al. 2025, arXiv 2502.16982)
+    U = NS(u) ≈ (u uᵀ)^(−1/2) u                                        u = A S Bᵀ -> A Bᵀ: all singular values about 1
+    w ← (1 − lr λ) w − lr · 0.2 √max(rows, columns) · U                as large a step as Adam's (Moonlight section 2.2)
 
-For matrices inside of a network: a convolution is one of (out, in · 9). Embeddings, norms, biases, and the first and last convolution are
-Adam's. Muon = Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+For matrices inside of a network; a convolution is one of (out, in · 9). Embeddings, norms, biases, and the first and
+last convolution are Adam's. Muon = Jordan et al. 2024, kellerjordan.github.io/posts/muon; Moonlight = Liu et al.
+2025, arXiv 2502.16982.
 """
 
 from collections.abc import Iterable

@@ -1,12 +1,13 @@
 """What the text models learn: pictures from captions at 32 x 32 (stage I), and 64 x 64 from 32 x 32 (stage II).
 
-    stage I     E w_t ‖ε_θ(x_t, t, T5(caption)) − ε‖²                  the encoder learns with the U-Net
-    stage II    E w_t ‖ε_θ(x_t, low_s, t, s, T5(caption)) − ε‖²        low_s: the small picture, enlarged, noised to level s
+    stage I     E w_t ‖ε_θ(x_t, t, T5(caption)) − ε‖²              the encoder learns with the U-Net
+    stage II    E w_t ‖ε_θ(x_t, low_s, t, s, T5(caption)) − ε‖²    low_s: the small picture, enlarged, noised to level s
 
-A tenth of the captions is dropped: "" is the prompt that guidance steers away from (CFG Alg. 1). Noise on the low resolution
-hides from stage II what stage I gets wrong (Imagen section 2.4; IF does the same). Stage II sees crops: it has only to look
-as far as a crop reaches, and four of them take the time of one picture. CFG = Ho and Salimans 2022, arXiv 2207.12598;
-Imagen = Saharia et al. 2022, arXiv 2205.11487.
+A tenth of the captions is dropped: "" is the prompt that guidance steers away from (CFG Alg. 1). Noise on the low
+resolution hides from stage II what stage I gets wrong (Imagen section 2.4; IF does the same). Stage II sees crops: it
+has only to look as far as a crop reaches, and four of them take the time of one picture.
+
+CFG = Ho and Salimans 2022, arXiv 2207.12598. Imagen = Saharia et al. 2022, arXiv 2205.11487.
 """
 
 import copy
@@ -38,8 +39,8 @@ def text(settings: dict, folder: Path) -> Task:
     """Stage I with its encoder. The tokenizer is that of `init`, if the run begins with another's weights."""
     book, init = picturebook.load(), settings.get("init")
     if not (folder / SPIECE).is_file():
-        spiece = hub.fetch(init, SPIECE).read_bytes() if init else text_model.train_tokenizer(corpus(book), settings["pieces"])
-        text_model.write_bytes(spiece, folder / SPIECE)
+        trained = None if init else text_model.train_tokenizer(corpus(book), settings["pieces"])
+        text_model.write_bytes(trained or hub.fetch(init, SPIECE).read_bytes(), folder / SPIECE)
     spiece, tokenizer = (folder / SPIECE).read_bytes(), Tokenizer(folder / SPIECE)
     encoder = T5Encoder(text_model.encoder_config(settings, tokenizer.pieces.get_piece_size()))
     unet = IFUNet(text_model.unet_config(settings, second=False))
@@ -96,8 +97,8 @@ def superres(settings: dict, folder: Path) -> Task:
 
 
 def text_loss(
-    net: nn.Module, x_0: Tensor, captions: list[str], tokens: Tokens, p_uncond: float, generator: torch.Generator, mine: slice,
-    low: Tensor | None = None, level: Tensor | None = None,
+    net: nn.Module, x_0: Tensor, captions: list[str], tokens: Tokens, p_uncond: float,
+    generator: torch.Generator, mine: slice, low: Tensor | None = None, level: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """E w_t ‖ε_θ − ε‖² over the part `mine` of a batch, captions dropped with probability p_uncond.
 
@@ -121,16 +122,16 @@ def tokens_of(tokenizer: Tokenizer, encoder: T5Encoder) -> Tokens:
 
 
 def spread_levels(count: int, T: int, generator: torch.Generator) -> Tensor:
-    """A level for each of a batch: one from each of `count` equal sections of 1 … T, in an order of chance. (count,) int64.
+    """A level for each of a batch, (count,) int64: one from each of `count` equal sections of 1 … T, shuffled.
 
-    Each level is as likely as if it were drawn alone, but no batch is of little noise only, so its gradient varies less.
+    Each level is as likely as if it were drawn alone, but no batch is of little noise only: gradients vary less.
     """
-    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-    return 1 + (u * T).long()
+    section, u = torch.randperm(count, generator=generator), torch.rand(count, generator=generator, dtype=torch.float64)
+    return 1 + ((section + u) / count * T).long()
 
 
 def phase(settings: dict, epoch: int) -> tuple[int, int]:
-    """(size, things) of an epoch, counted from 0: of the last phase that has begun. A phase is [first epoch, size, things]."""
+    """(size, things) of an epoch, counted from 0, by the last phase that has begun: [first epoch, size, things]."""
     return tuple(next(p[1:] for p in reversed(settings["phases"]) if p[0] <= epoch))
 
 
@@ -166,7 +167,7 @@ def enlarged(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def preview(net: TextToImage, tokenizer: Tokenizer, book: Book, things: int, size: int, settings: dict) -> Image.Image:
-    """A sheet of eight of the first so many things (columns) in all styles (rows); in bfloat16, as the weights are written."""
+    """A sheet of eight of the first so many things (columns) in all styles (rows); bfloat16, as it is written."""
     net, drawn = copy.deepcopy(net).eval().to(torch.bfloat16), []
     names = [book.things[i].name for i in torch.linspace(0, things - 1, 8).long().unique()]
     for style in book.styles:
@@ -181,7 +182,7 @@ def preview(net: TextToImage, tokenizer: Tokenizer, book: Book, things: int, siz
 
 @torch.no_grad()
 def enlarged_preview(net: TextToImage, tokenizer: Tokenizer, book: Book, settings: dict) -> Image.Image:
-    """A sheet of eight pictures: the low resolution, what stage II makes of it noised to `level`, the picture itself."""
+    """A sheet of eight pictures: the low resolution, what stage II makes of it noised to `level`, the true picture."""
     net, chosen = copy.deepcopy(net).eval().to(torch.bfloat16), torch.linspace(0, len(book.thing) - 1, 8).long()
     x_0, captions = picturebook.batch(book, chosen, settings["size"], torch.Generator().manual_seed(settings["seed"]))
     noise, big = sampling.noise_per_image(sampling.seeded(settings["seed"], 0, len(x_0))), enlarged(halved(x_0))

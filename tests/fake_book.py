@@ -1,4 +1,4 @@
-"""A picture book of plain shapes with the interface of minidiff.picturebook: things that a tiny network can learn in seconds."""
+"""A picture book of plain shapes with the interface of minidiff.picturebook: what a tiny network learns in seconds."""
 
 from types import SimpleNamespace
 

@@ -19,7 +19,7 @@ def test_all_singular_values_become_about_one_and_the_directions_stay():
 
 
 def test_a_step_is_the_update_written_out():
-    """Two steps of a convolution and a linear layer; every matrix on its own, with the momentum of the first step in the second."""
+    """Two steps of convolutions and a linear layer; each matrix on its own, with the momentum of the step before."""
     g = torch.Generator().manual_seed(2)
     weights = [torch.nn.Parameter(torch.randn(*shape, generator=g)) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (6, 16))]
     wanted, momentum = [w.detach().clone() for w in weights], [torch.zeros_like(w) for w in weights]

@@ -1,21 +1,21 @@
-"""train.py text and superres on a picture book of plain shapes, tiny: what is learned, dropped, saved, resumed, written and read."""
+"""train.py text and superres on plain shapes, tiny: what is learned, dropped, saved, resumed, written and read."""
 
 import itertools
 
+import fake_book
 import pytest
 import torch
 from torch.testing import assert_close
 
-import fake_book
 import minidiff
 import train
 from minidiff import text_tasks, training
 from minidiff.files import load_tensors
+from minidiff.networks.t5 import T5Encoder
 from minidiff.networks.tokenizer import Tokenizer
 from minidiff.prompted import load_unet
 from minidiff.run import Run, learning_rate
 from minidiff.schedule import cosine
-from minidiff.networks.t5 import T5Encoder
 from minidiff.text_model import SPIECE, begin_encoder, encoder_config, encoder_weights, short, train_tokenizer
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ UNET = {
     "steps": 3,
     "batch": 4,
 }
-TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "preview_every": 9, "share": {}}
+TEXT = UNET | {"d_model": 32, "layers": 1, "pieces": 60, "phases": [[0, 8, 2], [1, 16, 4]], "share": {}}
 SECOND = UNET | {"size": 32, "crop": 16, "share": {}}
 
 
@@ -87,7 +87,7 @@ def test_a_fixed_batch_is_learned(tmp_path):
 @pytest.mark.parametrize("task", ["text", "superres"])
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, at, runs, tmp_path, monkeypatch, capsys):
-    """Killed before its first step, within the first epoch and in the second; resumed without its settings: the same to the bit."""
+    """Killed before its first step, in its first epoch, in the second; resumed without its settings: the same bits."""
     honest, steps = text_tasks.text_loss, itertools.count()
 
     def killed(*args):
@@ -159,8 +159,8 @@ def test_min_snr_is_the_papers_formula():
 
 
 def test_two_processes_learn_what_one_does(runs, tmp_path, two_processes):
-    """Each takes half of every batch, with the random numbers of the whole; gradients are averaged. Adam's first steps go by the sign
-    of the gradient, so what is compared is the loss of each step, and the moments after the last."""
+    """Each takes half of every batch, with the random numbers of the whole; gradients are averaged. Adam's first steps
+    go by the sign of the gradient, so what is compared is its moments after the last step."""
     two_processes("tests/train_on_shapes.py", *command("text", tmp_path))
     one, two = (load_tensors(folder / "state.safetensors")[0] for folder in (runs / "text", tmp_path))
     halves = two["losses"]

@@ -1,4 +1,4 @@
-"""train.py against the same training written out by hand: which images, which noise, which rate, which average, which gradients."""
+"""train.py against the same training written out by hand: which images, noise, rate, average, gradients."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def loss_of(run, x, labels, mine=slice(None)):
 
 
 def by_hand(settings, steps):
-    """A plain loop, after train.py's own settings: the random numbers in the order in which they are drawn, Adam, rate and average written out."""
+    """A plain loop with train.py's own settings: random numbers in their order; Adam, rate and average written out."""
     torch.manual_seed(137)
     unet = UNet(4, time=True, classes=10).to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
@@ -102,7 +102,7 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
 
 
 def test_a_classifiers_run_is_the_loop_by_hand(tmp_path, monkeypatch):
-    """One step on 256 digits, each turned by its own angle, up to 15 degrees, and moved by its own two shifts, up to 2 pixels."""
+    """One step on 256 digits, each turned by its own angle, up to 15 degrees, and moved by up to 2 pixels both ways."""
     settings = train.BETTER["classifier"] | {
         "width": 4,
         "epochs": 1,
@@ -163,7 +163,7 @@ def test_a_part_of_a_batch_sees_what_it_would_see_in_the_whole(monkeypatch):
 
 
 def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path, two_processes):
-    """One step of the denoiser with Adam, whose first step is lr · g/|g|: the sign of the averaged gradient, wherever that is clear."""
+    """One step of the denoiser with Adam, whose first step is lr · g/|g|: the mean gradient's sign, where clear."""
     settings = ["--width", 4, "--limit", 256, "--epochs", 1, "--float32", "--device", "cpu"]
     two_processes("train.py", "denoiser", "--preset", "course", *settings, "--out", tmp_path)
     torch.manual_seed(137)
@@ -351,7 +351,7 @@ def test_an_epoch_is_of_whole_batches_and_leaves_the_rest_out(tmp_path):
 
 
 def test_the_state_is_saved_after_so_many_seconds_and_not_at_every_step_from_then_on(tmp_path, monkeypatch):
-    """A step takes a minute, and a state is due after 100 seconds: after every second of 8 steps, and at the end of the epoch."""
+    """A step takes a minute, a state is due after 100 seconds: after each second of 8 steps, and at the epoch's end."""
     saved, seconds, honest = [], [0], digit_tasks.loss
     monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(digit_tasks, "loss", lambda *args: seconds.__setitem__(0, seconds[0] + 60) or honest(*args))
@@ -427,7 +427,7 @@ def test_a_preview_has_each_digit_in_its_column_guided_as_suits_the_network(monk
 
 
 def test_the_previews_of_the_denoiser_and_the_classifier_by_hand(monkeypatch):
-    """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader, who here goes by brightness, is least sure of."""
+    """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader who goes by brightness is least sure of."""
     settings = train.COURSE["denoiser"] | {"width": 2, "seed": 5}
     x, denoiser = mnist.to_pixels(mnist.load(train=False)[0][:2000], 0, 1), digits.network(settings).eval()
     z = x[:10] + 0.5 * noise_per_image(seeded(5, 0, 10))(x[:10])
