@@ -15,7 +15,6 @@ import sys
 import time
 import types
 import typing
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +22,10 @@ from pathlib import Path
 import torch
 
 from minidiff import files, images, prompts
-from minidiff.command import Parser, run
+from minidiff.command import Parser, run, start_processes
 from minidiff.lessons import LESSONS
 from minidiff.lessons.common import default_model
-from minidiff.machine import choose_device, is_first, start_processes
+from minidiff.machine import choose_device, is_first
 from minidiff.pretrained import load
 from minidiff.results import Result
 from minidiff.walk import Walk
@@ -194,13 +193,14 @@ def save(result: Result, asked: dict, settings: dict) -> list[Path]:
     if result.images is None:
         return []
     written = [asked["out"]]
-    if written[0].suffix == ".png":
-        images.save_png(result.picture(), written[0], settings)
-    else:
-        files.save_arrays(result.stored(), written[0], settings)
-    if asked.get("gif"):
-        written.append(written[0].with_suffix(".gif"))
-        images.save_gif(result.animation(), written[-1])
+    with files.rescued(result.stored(), written[0], settings):
+        if written[0].suffix == ".png":
+            images.save_png(result.picture(), written[0], settings)
+        else:
+            files.save_arrays(result.stored(), written[0], settings)
+        if asked.get("gif"):
+            written.append(written[0].with_suffix(".gif"))
+            images.save_gif(result.animation(), written[-1])
     return written
 
 
@@ -208,7 +208,6 @@ def save(result: Result, asked: dict, settings: dict) -> list[Path]:
 def command(argv: list[str]) -> None:
     """The lesson asked for, from the command line to the file."""
     started = time.monotonic()
-    warnings.showwarning = lambda message, *where: print(f"sample.py: {message}", file=sys.stderr)
     asked = arguments(argv)
     device = choose_device(asked.pop("device", None))
     start_processes(device)

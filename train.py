@@ -15,15 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minidiff import command, digit_tasks, text_tasks
-from minidiff.command import Parser
+from minidiff.command import Parser, start_processes
 from minidiff.files import check_writable, load_tensors
-from minidiff.machine import choose_device, has_bf16, keep_freed_memory, start_processes
+from minidiff.machine import choose_device, has_bf16, keep_freed_memory
 from minidiff.run import Run, Task, learning_rate, write_results
 
 # The assignment, to the letter (CS180 project 5 part B, Fall 2024): what --preset course runs.
@@ -126,8 +125,6 @@ def train(
             write_results(run, task, folder)  # before the state: a run that is killed in between repeats them
             run.save(state)
             saved = time.monotonic()
-    if world > 1:
-        dist.destroy_process_group()
 
 
 def epoch(run: Run, task: Task, net: nn.Module, bf16: bool, rank: int, world: int) -> Iterator[None]:
@@ -237,7 +234,7 @@ def run(argv: list[str]) -> None:
         train(settings, args.out, args.resume, device, args.save_every, args.float32, args.compile)
     except KeyboardInterrupt as stop:
         again = f"python train.py {args.task} --resume --out {args.out}"
-        stop.args = (f"stopped; the last saved state goes on with: {again}",)
+        stop.args = (f"the last saved state goes on with: {again}",)
         raise
 
 

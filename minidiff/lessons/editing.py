@@ -66,9 +66,10 @@ def logo(
     if not 1 <= len(letters) <= 4:
         raise ValueError(f"expected one to four letters, got {letters!r}")
     size = 4 * model.shape[-1]
-    picture = Image.new("RGB", (size, size), "white")
+    paper, ink = ("white", (200, 30, 60)) if of_prompts(model) else ("black", "white")
+    picture = Image.new("RGB", (size, size), paper)
     font = ImageFont.load_default(1.5 * size / (len(letters) + 1))
-    ImageDraw.Draw(picture).text((size / 2, size / 2), letters, (200, 30, 60), font, anchor="mm", stroke_width=size // 64)
+    ImageDraw.Draw(picture).text((size / 2, size / 2), letters, ink, font, anchor="mm", stroke_width=size // 64)
     low, high = model.pixels
     x_0 = pictures.fitted(picture, model.shape[1:], model.shape[0]) * (high - low) + low
     return _edited(model, x_0.expand(n, -1, -1, -1), in_turn(model.known(words), n), f"the letters {letters}", walk)

@@ -13,7 +13,15 @@ from minidiff import sampling
 from minidiff.diffusion import add_noise, predict_x0
 from minidiff.judge import psnr
 from minidiff.lessons.common import (
-    at_least_one, beside, default_prompt, in_turn, of_prompts, opened, opened_picture, stacked_noise, test_digits,
+    at_least_one,
+    beside,
+    default_prompt,
+    in_turn,
+    of_prompts,
+    opened,
+    opened_picture,
+    stacked_noise,
+    test_digits,
 )  # fmt: skip
 from minidiff.model import Model, OfAny, Words
 from minidiff.results import Result, counted
