@@ -62,9 +62,9 @@ def model(name: str, unet: nn.Module, settings: dict, guide: Denoiser | None = N
         return {word: torch.tensor([labels[word]], device=device) if classes else None for word in words}
 
     def levels(steps: int | str | None, sampler: str, start: int | None) -> list[int]:
-        start = start or len(alpha_bar) - 1
+        start = len(alpha_bar) - 1 if start is None else start
         try:
-            steps = int(steps or min(STEPS.get(sampler, start), start))
+            steps = min(STEPS.get(sampler, start), start) if steps is None else int(steps)
         except ValueError:
             raise ValueError(f"steps must be a whole number for digits, got {steps!r}") from None
         if not 1 <= steps <= start:
@@ -104,17 +104,17 @@ def load_digits(name: str | Path, device: torch.device | str = "cpu", tasks: tup
     """A network that train.py wrote, as a model. Raises ValueError as `load_network` does."""
     unet, settings = load_network(name, tasks)
     unet.to(device, memory_format=torch.channels_last)
-    guide = None
-    if settings.get("guide") is not None:
-        other = load_digits(settings["guide"], device, ("time", "class"))
-        if not torch.equal(other.alpha_bar, schedule(settings)) or list(other.pixels) != [
-            *map(float, settings["pixels"])
-        ]:
-            raise ValueError(
-                f"{name} is guided away from {settings['guide']}, which has another schedule or range of pixels"
-            )
-        guide = other.denoiser(scale=1)
-    return model(str(name), unet, settings, guide)
+    return model(str(name), unet, settings, guide_of(settings, device))
+
+
+def guide_of(settings: dict, device: torch.device | str = "cpu") -> Denoiser | None:
+    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does not fit."""
+    if settings.get("guide") is None:
+        return None
+    guide = load_digits(settings["guide"], device, ("time", "class"))
+    if not torch.equal(guide.alpha_bar, schedule(settings)) or list(guide.pixels) != [*map(float, settings["pixels"])]:
+        raise ValueError(f"the guide {settings['guide']} has another schedule or range of pixels: train without it")
+    return guide.denoiser(scale=1)
 
 
 def load_network(name: str | Path, tasks: tuple[str, ...]) -> tuple[nn.Module, dict]:

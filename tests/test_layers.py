@@ -46,6 +46,15 @@ MAY_IMPORT = {
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
+    "run": {"files", "images", "muon", "training"},
+    "muon": set(),
+    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training"},
+    "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
+    "text_tasks": {
+        "adapters", "deepfloyd", "denoiser", "diffusion", "guidance", "hub", "images", "networks.if_unet", "networks.t5",
+        "networks.tokenizer", "picturebook", "run", "sampling", "schedule", "text_model", "training",
+    },  # fmt: skip
+    "picturebook": {"files"},
     "reader": {"mnist", "networks.mnist_classifier", "pretrained", "scores"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
