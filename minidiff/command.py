@@ -24,7 +24,9 @@ import torch.distributed as dist
 
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")  # in a RuntimeError of PyTorch
 LOST = "another process ended without a word, or cannot be reached: see what its machine says of it, then start all again"
-POLL, GRACE, SILENCE = 0.3, 3.0, 30.0  # seconds: how often a process looks after the others, has to end by itself, may give no sign of life
+POLL = 0.3  # seconds after which a process looks after the others again
+GRACE, LINGER = 3.0, 10.0  # that a process has to end when another failed, and that the first waits for all to have ended
+SILENCE = 30.0  # after which one that gives no sign of life must have been killed
 
 
 class Parser(argparse.ArgumentParser):
@@ -219,6 +221,7 @@ class Others:
 
     def failed(self, code: int) -> int:
         """Tell all that this process failed. Returns its exit code; `speaks` is whether it is the first, who says why."""
+        self.done.set()  # or the watch of this process would take it for another's failure
         try:
             first = self.store.compare_set("failed", "", f"{code} {self.rank}").decode()
         except RuntimeError:  # its host is gone: process 1 says so
@@ -227,7 +230,7 @@ class Others:
         return code if self.speaks else 130 if first.startswith("130 ") else 2
 
     def end(self, code: int | None) -> None:
-        """Leave the others. The host of the store waits for them to leave, some seconds."""
+        """Leave the others. The host of the store waits some seconds for them to leave."""
         self.done.set()
         with suppress(RuntimeError):
             if not code and dist.is_initialized():
@@ -235,7 +238,7 @@ class Others:
             if not code and self.rank == 0:
                 self.store.set("well", "")
             self.store.set(f"left/{self.rank}", "")
-            left, until = self.store.add("ended", 1), time.monotonic() + 2 * GRACE
+            left, until = self.store.add("ended", 1), time.monotonic() + LINGER
             while self.hosts and left < self.world and time.monotonic() < until:
                 time.sleep(POLL / 3)
                 left = self.store.add("ended", 0)
