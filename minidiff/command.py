@@ -69,7 +69,8 @@ def sentence(error: BaseException) -> tuple[str | None, int]:
     """What an error says, in one line, and the exit code. None for a mistake of ours."""
     text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return ("stopped by the system (SIGTERM)", 143) if isinstance(error, Terminated) else ("stopped", 130)
+        how, code = ("stopped by the system (SIGTERM)", 143) if isinstance(error, Terminated) else ("stopped", 130)
+        return how + (f"; {text}" if text else ""), code
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)):
         return f"the memory is used up ({text[:160] or 'of this process'}): ask for less at a time, or end other programs", 2
     if isinstance(error, BrokenPipeError):
@@ -125,7 +126,7 @@ class _Replacing:
 def _safe(stream):
     """The stream, made one that takes any text: a terminal, a file, a notebook's, or none at all."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115, it stays open
+        return open(os.devnull, "w", encoding="utf-8", errors="replace")
     try:
         stream.reconfigure(errors="replace")
     except (AttributeError, OSError, ValueError):

@@ -104,17 +104,17 @@ def load_digits(name: str | Path, device: torch.device | str = "cpu", tasks: tup
     """A network that train.py wrote, as a model. Raises ValueError as `load_network` does."""
     unet, settings = load_network(name, tasks)
     unet.to(device, memory_format=torch.channels_last)
-    guide = None
-    if settings.get("guide") is not None:
-        other = load_digits(settings["guide"], device, ("time", "class"))
-        if not torch.equal(other.alpha_bar, schedule(settings)) or list(other.pixels) != [
-            *map(float, settings["pixels"])
-        ]:
-            raise ValueError(
-                f"{name} is guided away from {settings['guide']}, which has another schedule or range of pixels"
-            )
-        guide = other.denoiser(scale=1)
-    return model(str(name), unet, settings, guide)
+    return model(str(name), unet, settings, guide_of(settings, device))
+
+
+def guide_of(settings: dict, device: torch.device | str = "cpu") -> Denoiser | None:
+    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does not fit."""
+    if settings.get("guide") is None:
+        return None
+    guide = load_digits(settings["guide"], device, ("time", "class"))
+    if not torch.equal(guide.alpha_bar, schedule(settings)) or list(guide.pixels) != [*map(float, settings["pixels"])]:
+        raise ValueError(f"the guide {settings['guide']} has another schedule or range of pixels: train without it")
+    return guide.denoiser(scale=1)
 
 
 def load_network(name: str | Path, tasks: tuple[str, ...]) -> tuple[nn.Module, dict]:

@@ -4,6 +4,7 @@ Every picture carries the settings that made it in its metadata (a PNG text chun
 """
 
 import json
+import math
 from bisect import bisect_right
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def grid(images: Tensor, columns: int, zoom: int = 2) -> Image.Image:
 
 
 def one_line(text: str, width: float) -> str:
-    """What can be drawn of any text in one line of `width` pixels: line breaks and other control characters are spaces, and the end is cut off."""
+    """What can be drawn of any text in a line of `width` pixels: control characters are spaces, the end is cut."""
     most = max(0, int(width))  # letters: each is a pixel wide, or more
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * most]).split())[:most]
     length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
@@ -50,10 +51,14 @@ def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
 
 def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
     """The picture with a line of text at the left of each of its equally high rows."""
-    sheet = Image.new("RGB", (picture.width + 40, picture.height), "white")
-    sheet.paste(picture, (40, 0))
+    length = ImageDraw.Draw(picture).textlength
+    rows = [one_line(text, 120) for text in rows]
+    margin = max(40, *(int(length(text)) + 8 for text in rows))
+    sheet = Image.new("RGB", (picture.width + margin, picture.height), "white")
+    sheet.paste(picture, (margin, 0))
     for i, text in enumerate(rows):
-        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), one_line(text, 40), fill="black", anchor="mm")
+        place = margin // 2, int((i + 0.5) * picture.height / len(rows))
+        ImageDraw.Draw(sheet).text(place, text, fill="black", anchor="mm")
     return sheet
 
 
@@ -72,20 +77,37 @@ def save_gif(frames: list[Image.Image], path: str | Path, fps: int = 12) -> None
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def curve(values: list[float], size: tuple[int, int] = (640, 320)) -> Image.Image:
-    """A line plot with a logarithmic y axis: the loss over the steps."""
-    width, height, margin = *size, 40
+def curve(values: list[float], size: tuple[int, int] = (640, 360)) -> Image.Image:
+    """The loss over the steps on a log scale: each step in light blue, the running mean of 2 % of them in dark."""
     picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    y = torch.tensor(values, dtype=torch.float64).clamp(min=1e-8).log10()
-    low, high = float(y.min()), max(float(y.max()), float(y.min()) + 1e-3)
-    points = [
-        (margin + (width - 2 * margin) * i / max(len(values) - 1, 1), height - margin - (height - 2 * margin) * (float(v) - low) / (high - low))
-        for i, v in enumerate(y)
-    ]
-    draw.line([(margin, margin), (margin, height - margin), (width - margin, height - margin)], fill="grey")
-    draw.line(points, fill="navy", width=1)
-    draw.text((4, margin - 14), f"loss {10**high:.4g}", fill="black")
-    draw.text((4, height - margin + 4), f"{10**low:.4g}", fill="black")
-    draw.text((width - margin, height - margin + 4), f"{len(values)} points", fill="black", anchor="ra")
+    draw, left, right, top, bottom = ImageDraw.Draw(picture), 64, size[0] - 16, 28, size[1] - 44
+    y, every = torch.tensor(values, dtype=torch.float64).clamp(min=1e-8), max(len(values) // 50, 1)
+    sums = torch.cat([y.new_zeros(1), y.cumsum(0)])
+    mean = (sums[every:] - sums[:-every]) / every  # (N - every + 1,), each of `every` values up to its step
+    low, high = float(y.min().log10()), max(float(y.max().log10()), float(y.min().log10()) + 1e-3)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = left + (right - left) * (step - 1) / max(len(values) - 1, 1)
+        return x, bottom - (bottom - top) * (math.log10(value) - low) / (high - low)
+
+    for value in _round_numbers(10**low, 10**high):
+        draw.line([(left, place(1, value)[1]), (right, place(1, value)[1])], fill="gainsboro")
+        draw.text((left - 6, place(1, value)[1]), f"{value:.3g}", fill="black", anchor="rm")
+    for step in sorted({1 + round((len(values) - 1) * k / 4) for k in range(5)}):
+        draw.line([(place(step, 10**low)[0], bottom), (place(step, 10**low)[0], bottom + 4)], fill="grey")
+        anchor = "ra" if step == len(values) > 1 else "ma"
+        draw.text((place(step, 10**low)[0], bottom + 6), f"{step:,}", fill="black", anchor=anchor)
+    draw.line([place(i + 1, v) for i, v in enumerate(y.tolist())], fill="lightsteelblue")
+    draw.line([place(i + every, v) for i, v in enumerate(mean.tolist())], fill="navy", width=2)
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill="grey")
+    draw.text((left, 6), f"loss (log scale): each step, and the mean of {every}", fill="black")
+    draw.text(((left + right) // 2, size[1] - 20), "step", fill="black", anchor="ma")
     return picture
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Ticks between two positive numbers: 1, 2 and 5 times powers of ten (of over eight, the powers), or even steps."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**k for k in decades for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    ticks = ticks if len(ticks) <= 8 else [t for t in ticks if f"{t:e}"[0] == "1"]
+    return ticks if len(ticks) >= 2 else [low + (high - low) * k / 4 for k in range(5)]

@@ -68,6 +68,14 @@ def _text(path: Path) -> str:
         return ""
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what a step of training frees for the next one, and not to hand it back to the system (mallopt(3)): 4 % of a step."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

@@ -56,9 +56,8 @@ class Weights:
     def plan(self, rows: int, words: Sequence[str]) -> None:
         """Raises ValueError when a forward pass of so many rows, or T5 before it, does not fit into memory."""
         text_config, stored = None, prompts.load_bank(self.bank) if self.bank else {}
-        if any(
-            word not in self.vectors and (prompts.plain(word), self._encoder_name()) not in stored for word in words
-        ):
+        new = [word for word in words if word not in self.vectors]
+        if prompts.missing(new, self.encoder, self.width, stored, self.half):
             if self.bank:
                 check_writable(self.bank)
             with suppress(ValueError):  # a model without text encoder: `embed` says so, and what is nearest in the bank
@@ -86,9 +85,6 @@ class Weights:
     def release(self) -> None:
         """Let go of the U-Net; the prompts' vectors stay."""
         self.unet, self.states = None, {}
-
-    def _encoder_name(self) -> str:
-        return prompts.encoder_name(self.encoder, self.width)
 
     def _embedded(self, words: Sequence[str]) -> Tensor:
         stored = prompts.load_bank(self.bank) if self.bank else {}

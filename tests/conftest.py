@@ -72,7 +72,7 @@ def refused(capsys):
 @pytest.fixture
 def _no_preview(monkeypatch):
     """Training without its sample grids, which take longer than a short run."""
-    monkeypatch.setattr("train.preview", lambda model, settings: Image.new("L", (1, 1)))
+    monkeypatch.setattr("minidiff.digit_tasks.preview", lambda net, settings: Image.new("L", (1, 1)))
 
 
 @pytest.fixture

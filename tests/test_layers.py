@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "networks.gelu": set(),
     "networks.if_unet": {"networks.gelu"},
     "networks.t5": set(),
-    "networks.tokenizer": set(),
+    "networks.tokenizer": {"files"},
     "download": set(),
     "hub": {"download", "files"},
     "prompts": {"files", "hub", "networks.t5", "networks.tokenizer"},
@@ -40,12 +40,21 @@ MAY_IMPORT = {
     "illusions": {"denoiser"},
     "editing": {"denoiser", "diffusion", "sampling", "schedule"},
     "one_forward": {"denoiser"},
-    "pictures": set(),
+    "pictures": {"files"},
     "captions": set(),
     "picturebook": {"captions"},
     "scores": set(),
     "adapters": {"denoiser", "diffusion"},
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
+    "run": {"files", "images", "muon", "training"},
+    "muon": set(),
+    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training"},
+    "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
+    "text_tasks": {
+        "adapters", "deepfloyd", "denoiser", "diffusion", "guidance", "hub", "images", "networks.if_unet", "networks.t5",
+        "networks.tokenizer", "picturebook", "run", "sampling", "schedule", "text_model", "training",
+    },  # fmt: skip
+    "picturebook": {"files"},
     "reader": {"mnist", "networks.mnist_classifier", "pretrained", "scores"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

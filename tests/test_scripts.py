@@ -1,5 +1,6 @@
 """The two scripts from end to end, small: what they write, what they refuse, and that a run can be killed and resumed."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,13 +14,15 @@ from torchvision.transforms.functional import gaussian_blur
 
 import sample
 import train
-from minidiff import cfg, clip_to, images, labelled, last, linear, linear_to_noise, load_digits, mnist
+from minidiff import cfg, clip_to, digit_tasks, images, labelled, last, linear, linear_to_noise, load_digits, mnist
 from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
 from minidiff.networks.mnist_unet import UNet
 from minidiff.sampling import ddim_step, ddpm_large_step
 from minidiff.judge import psnr
+from minidiff.run import Run
 
+DIGITS = ("denoiser", "time", "class", "classifier")
 SMALL = ["--width", "4", "--limit", "256"]
 
 
@@ -28,8 +31,8 @@ def runs(tmp_path_factory):
     """One small run of each task, two epochs, without their sample grids, which take longer."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "preview", lambda model, settings: Image.new("L", (1, 1)))
-        for task in train.BETTER:
+        patch.setattr(digit_tasks, "preview", lambda net, settings: Image.new("L", (1, 1)))
+        for task in DIGITS:
             assert train.main([task, *SMALL, "--epochs", "2", "--out", str(folder / task)]) == 0
     return folder
 
@@ -38,7 +41,7 @@ def model(runs, task):
     return str(runs / task / f"mnist-{task}.safetensors")
 
 
-@pytest.mark.parametrize("task", train.BETTER)
+@pytest.mark.parametrize("task", DIGITS)
 def test_a_run_writes_its_curve_its_samples_its_state_and_its_weights(runs, task):
     assert {p.name for p in (runs / task).iterdir()} == {
         "loss.csv", "loss.png", "samples-epoch-001.png", "samples-epoch-002.png", "state.safetensors", f"mnist-{task}.safetensors",
@@ -56,22 +59,22 @@ def test_the_course_preset_runs(tmp_path):
 
 @pytest.mark.usefixtures("_no_preview")
 @pytest.mark.parametrize("task", ["class", "classifier"])
-def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs, monkeypatch):
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs, monkeypatch, capsys):
     """Killed in the second epoch, after a state saved in mid-epoch: bit for bit what the uninterrupted run has."""
 
-    def killed(run, *args):
-        if run.steps == 3:
+    def killed(*args):
+        if next(steps) == 3:
             raise KeyboardInterrupt
-        return honest(run, *args)
+        return honest(*args)
 
-    honest = train.loss
-    monkeypatch.setattr(train, "loss", killed)
+    honest, steps = digit_tasks.loss, itertools.count()
+    monkeypatch.setattr(digit_tasks, "loss", killed)
     command = [task, *SMALL, "--epochs", "2", "--out", str(tmp_path), "--save-every", "0"]
-    with pytest.raises(KeyboardInterrupt):
-        train.main(command)
+    assert train.main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"goes on with: python train.py {task} --resume --out {tmp_path}")
     assert load_tensors(tmp_path / "state.safetensors")[1]["batch"] == 1
-    monkeypatch.setattr(train, "loss", honest)
-    assert train.main([*command, "--resume"]) == 0
+    monkeypatch.setattr(digit_tasks, "loss", honest)
+    assert train.main([task, "--out", str(tmp_path), "--resume"]) == 0
     for name in (f"mnist-{task}.safetensors", "state.safetensors"):
         one, other = load_tensors(tmp_path / name)[0], load_tensors(runs / task / name)[0]
         assert one.keys() == other.keys()
@@ -80,20 +83,22 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs,
 
 
 def test_a_run_can_begin_with_the_layers_of_another_network(runs, refused):
-    run = train.Run(train.COURSE["time"] | {"width": 4, "seed": 1}, torch.device("cpu"))
-    run.begin_with(model(runs, "class"))
-    theirs, _ = load_tensors(model(runs, "class"))
-    for mine in (run.model, run.averaged):
-        for name, tensor in mine.unet.state_dict().items():
+    settings = train.COURSE["time"] | {"width": 4, "seed": 1, "limit": 256, "init": model(runs, "class")}
+    task = digit_tasks.task(settings, None)
+    run = Run(task.net, settings, torch.device("cpu"))
+    theirs = task.init()
+    run.begin_with(theirs, settings["init"])
+    for mine in (run.net, run.averaged):
+        for name, tensor in mine.state_dict().items():
             assert_close(tensor, theirs[name], rtol=0, atol=0)
-    refused(train, ["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")], "--init wants a network of width 8")
+    refused(train, ["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")], "--init wants a network of the same widths")
     assert not (runs / "never").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["clas"], "a task is one of denoiser, time, class, classifier, got 'clas'"),
+        (["clas"], "a task is one of denoiser, time, class, classifier, text, superres, got 'clas'"),
         (["class", "--preset", "best"], "--preset wants better or course, got 'best'"),
         (["classifier", "--preset", "course"], "the assignment trains no classifier: leave --preset course out"),
         (["class", "--epochs", "0"], "--epochs wants 1 to 10000, got 0"),

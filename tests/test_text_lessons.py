@@ -140,7 +140,7 @@ def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys, refused
     assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
     assert "1 prompt added, 4 in the bank" in capsys.readouterr().out
     ours = [(word, "tiny-if-I") for word in ("", "a fox", "a skull")]
-    assert list(prompts.load_bank("bank.safetensors")) == [*ours, ("a waterfall", prompts.XXL)]
+    assert [(text, by.name) for text, by in prompts.load_bank("bank.safetensors")] == [*ours, ("a waterfall", prompts.XXL)]
     run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
     assert "T5" not in capsys.readouterr().out
     refused(sample, ["embed", "--import", "course.txt", "--out", "bank.safetensors"], "course.txt cannot be read safely")
@@ -306,7 +306,7 @@ def test_the_plan_is_told_first_and_nothing_is_loaded_that_does_not_fit(tmp_path
     assert sample.main(["text", "a fox", "--model", ONE]) == 2
     said = capsys.readouterr()
     assert "weights 0.00 GB + activations" in said.out
-    assert "GB), free are 0.0 GB: use a smaller model" in said.err
+    assert "GB), and 0.0 GB are free: use a smaller model" in said.err
 
 
 PLANS = {
