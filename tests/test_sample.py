@@ -21,6 +21,7 @@ from minidiff.judge import psnr
 from minidiff.lessons import noising
 from minidiff.networks.mnist_unet import UNet
 from minidiff.sampling import ddim_step, ddpm_large_step
+from minidiff.shipped import PICTURES
 
 BETTER = {"width": 4, "T": 300, "schedule": "linear_to_noise", "target": "velocity", "pixels": [-1, 1], "scale": 1.5}
 COURSE = BETTER | {"schedule": "linear", "target": "eps", "pixels": [0, 1], "scale": 5.0}  # the other conventions
@@ -42,7 +43,7 @@ def model(tmp_path_factory):
         if settings.get("classes"):
             for embedding in (network.class1, network.class2):
                 embedding[0].weight.data = 30 * torch.randn(embedding[0].weight.shape)
-                embedding[2].weight.data *= 10
+                embedding[2].weight.data *= 100
         settings = settings | ({"guide": str(folder / "class.safetensors")} if "guide" in settings else {})
         save_tensors(network.state_dict(), folder / f"{kind}.safetensors", settings)
     return lambda kind: str(folder / f"{kind}.safetensors")
@@ -140,13 +141,14 @@ def test_the_names_of_a_row_of_few_digits_stand_above_them(model, tmp_path, monk
     assert [list(names) for names in named] == [["0", "1", "2"]]
 
 
-def test_a_full_disk_leaves_nothing_half_written(refused, tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_written_leaves_its_arrays_and_nothing_half_written(refused, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     refused(sample, ["noise", "-n", "1", "--out", str(tmp_path / "x.png")], "No space left on device")
-    assert not list(tmp_path.iterdir())
+    (rescued,) = tmp_path.iterdir()
+    assert load_tensors(rescued)[0]["images"].shape == (7, 1, 28, 28)
 
 
 def test_two_processes_draw_the_same_images(model, draw, tmp_path, two_processes):
@@ -373,6 +375,9 @@ KINDS = {"digits": "class", "denoise": "time", "onestep": "denoiser"}
         ("onestep --seed -1", "seed must be a whole number from 0, got -1"),
         ("onestep --digit 12", "a digit is 0 to 9, got '12'"),
         ("digits --bank x.safetensors", "unrecognized arguments: --bank"),
+        ("noise --bank x.safetensors", "bank is for a model, got x.safetensors, but noise of test digits uses none"),
+        ("noise TOWER --digit 3", "words say which test digits, got ['3'] for a picture: leave them out"),
+        ("onestep TOWER --batch 3 --model mnist-class", "a picture takes one step at once, got batch 3: leave it out"),
         ("guidance --scale -1", "scale must be between 0 and 100, got -1"),
         ("guidance --model mnist-time", "guidance needs a network with labels, mnist-time has none"),
         ("digits --threshold 2", "threshold must be between 0 and 1, got 2.0"),
@@ -390,7 +395,7 @@ def test_wrong_arguments_are_refused_in_one_line_with_exit_code_2(
     model, arguments, says, refused, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = arguments.split()
+    arguments = [str(PICTURES / "tower.png") if word == "TOWER" else word for word in arguments.split()]
     if "--model" not in arguments and arguments[0] in KINDS:
         arguments = [*arguments, "--model", model(KINDS[arguments[0]])]
     refused(sample, arguments, says)
@@ -421,9 +426,9 @@ def test_every_lesson_says_what_it_does_what_it_takes_by_default_and_gives_an_ex
     assert " ".join(sample.summary(does).split()) in said
     for parameter, text in sample.parameters(does):
         assert text, f"{parameter.name} is described nowhere"
-        assert text.replace("%%", "%").split(";")[0] in said
-    default = inspect.signature(does).parameters.get("n")
-    assert default is None or default.default is None or f"how many images (default {default.default})" in said
+        assert "".join(text.replace("%%", "%").split()) in "".join(said.split())
+    n = inspect.signature(does).parameters.get("n")
+    assert n is None or n.default is None or f"how many images (default {n.default})" in said
     assert f"Example: python sample.py {lesson}" in said
     assert (f"--out OUT a .png, .safetensors or .npz (default out/{lesson}.png)" in said) == (
         lesson not in ("score", "embed")

@@ -1,25 +1,16 @@
-"""The two scripts from end to end, small: what they write, what they refuse, and that a run can be killed and resumed."""
+"""train.py from end to end, small: what a run writes and refuses, and that it can be killed and resumed."""
 
 import itertools
-import json
-import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from torchvision.transforms.functional import gaussian_blur
 
-import sample
 import train
-from minidiff import cfg, clip_to, digit_tasks, images, labelled, last, linear, linear_to_noise, load_digits, mnist
-from minidiff import sample as walk
-from minidiff.files import load_tensors, save_tensors
-from minidiff.networks.mnist_unet import UNet
-from minidiff.sampling import ddim_step, ddpm_large_step
-from minidiff.judge import psnr
+from minidiff import digit_tasks
+from minidiff.files import load_tensors
 from minidiff.run import Run
 
 DIGITS = ("denoiser", "time", "class", "classifier")

@@ -30,6 +30,7 @@ def digits(
     n:         how many images
     threshold: make pixels below this black
     gif:       also the walk as an animation
+    Example: digits --digit 3 8 -n 20 --gif
     """
     at_least_one(n)
     if threshold is not None and not 0 <= threshold <= 1:
@@ -112,6 +113,7 @@ def guidance(
 
     words: which digits
     scale: guidance γ of each row: 0 ignores the label, 1 is the conditional model, more exaggerates
+    Example: guidance --digit 2 3 5 --scale 0 1 4
     """
     model = opened_digits(model, "guidance")
     if not model.words:
