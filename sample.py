@@ -37,7 +37,14 @@ STAGE_II = "DeepFloyd/IF-II-M-v1.0"
 FLAGS = {"n": ["-n"], "words": ["--digit", "--prompt"], "course": ["--import"]}  # other names than --the-argument
 IN_EMBED = {"encoder": ["--model"], "bank": ["--out"]}  # ... and there
 BARE = {"threshold": 0.2, "upscale": STAGE_II}  # what a flag without a value means
-WORDS = ("words", "near", "middle", "far", "grey", "coloured")  # arguments that are words: they decide whose model it is
+WORDS = (
+    "words",
+    "near",
+    "middle",
+    "far",
+    "grey",
+    "coloured",
+)  # arguments that are words: they decide whose model it is
 OF_PROMPTS = ("dtype", "bank", "encoder", "noise_level", "upscale", "upscale_steps")  # arguments of `load`
 
 
@@ -185,7 +192,9 @@ def draw(lesson: Callable, asked: dict, device: torch.device) -> tuple[Result, d
         options = {option: asked[option] for option in OF_PROMPTS if option in asked}
         if name is None and options:
             option, value = next(iter(options.items()))
-            raise ValueError(f"{option} is for a model, got {value}, but {asked['lesson']} of test digits uses none: leave it out")
+            raise ValueError(
+                f"{option} is for a model, got {value}, but {asked['lesson']} of test digits uses none: leave it out"
+            )
         if name is not None:
             values["model"] = load(name, device, **options, say=print if is_first() else None)
             settled |= {"model": str(name), "dtype": str(values["model"].dtype).removeprefix("torch.")}

@@ -3,8 +3,8 @@
 Letters for shapes: B batch, C channels, H W pixels, T noise levels (t = 1 … T noisy, 0 clean), D width.
 Paper tags (DDPM, DDIM, CFG, …) are explained at the top of the chapter that uses them.
 
-The names below stand in reading order: a schedule, the algebra on it, the walk, a network, its loss, guidance, adapters,
-illusions, edits, models. `minidiff.lessons` has the experiments.
+The names below stand in reading order: a schedule, the algebra on it, the walk, a network, its loss, guidance,
+adapters, illusions, edits, models. `minidiff.lessons` has the experiments.
 """
 # ruff: noqa: I001, RUF022, reading order
 
@@ -32,7 +32,8 @@ __version__ = "0.2.0"
 
 
 def show(x):
-    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays. Raises ValueError."""
+    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays. Raises
+    ValueError."""
     from minidiff import results  # Pillow and torchvision are loaded by those who look
 
     return results.pictured(x)
@@ -49,8 +50,8 @@ def save(x, path):
 
 __all__ = [
     "cosine", "evenly_spaced", "linear", "linear_to_noise", "strided",
-    "add_noise", "add_more_noise", "clip_to", "dynamic_threshold", "posterior", "predict_eps", "predict_x0", "unclipped",
-    "Denoiser",
+    "add_noise", "add_more_noise", "clip_to", "dynamic_threshold", "posterior", "predict_eps", "predict_x0",
+    "unclipped", "Denoiser",
     "ddim_step", "ddpm_large_step", "ddpm_step", "dpm_step", "last", "noise_per_image", "one_step", "sample", "seeded",
     "UNet",
     "denoiser_loss", "diffusion_loss", "drop_labels", "update_ema",

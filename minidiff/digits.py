@@ -108,7 +108,8 @@ def load_digits(name: str | Path, device: torch.device | str = "cpu", tasks: tup
 
 
 def guide_of(settings: dict, device: torch.device | str = "cpu") -> Denoiser | None:
-    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does not fit."""
+    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does
+    not fit."""
     if settings.get("guide") is None:
         return None
     guide = load_digits(settings["guide"], device, ("time", "class"))

@@ -91,7 +91,9 @@ def pictured(x: Tensor | Result) -> Image.Image:
         raise ValueError(f"expected images (N, 1 or 3, H, W) or a lesson's Result, got {got}")
     low, high = float(x.min()), float(x.max())
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes")
+        raise ValueError(
+            f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes"
+        )
     return grid(x, min(len(x), 10))
 
 

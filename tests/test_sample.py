@@ -159,7 +159,7 @@ def test_two_processes_draw_the_same_images(model, draw, tmp_path, two_processes
     assert both["labels"].tolist() == one["labels"].tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------- what is drawn
+# -------------------------------------------------------------------------------------------------------- what is drawn
 
 
 @pytest.mark.parametrize("sampler", ["dpm", "ddim", "ddpm", "ddpm-large"])
@@ -415,7 +415,7 @@ def test_a_network_of_another_kind_is_refused(model, refused, tmp_path):
     refused(sample, command, "expected the one-step denoiser, got")
 
 
-# ------------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
 @pytest.mark.parametrize("lesson", sample.NAMED)

@@ -94,9 +94,8 @@ def _lines(path: str) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read the prompts in {path} ({getattr(error, 'strerror', None) or error}): expected a UTF-8 text file"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the prompts in {path} ({why}): expected a UTF-8 text file") from None
     if not any(lines):
         raise ValueError(f"{path} holds no prompts: write one a line")
     return [line for line in lines if line]

@@ -1,6 +1,9 @@
-"""Noise on real pictures, and ways to take it away: a blur, one step of a denoiser, a walk (the assignment's A 1.1 - 1.4, B 1).
+"""Noise on real pictures, and ways to take it away: a blur, one step of a denoiser, a walk.
 
-Of digits: noise of strength sigma, z = x + σ ε, for the one-step denoiser. Of a picture: the forward process x_t of a model.
+These are the assignment's A 1.1 - 1.4 and B 1.
+
+Of digits: noise of strength sigma, z = x + σ ε, for the one-step denoiser. Of a picture: the forward process x_t of a
+model.
 """
 
 from collections.abc import Sequence
@@ -93,7 +96,7 @@ def onestep(
     seed: int = 137,
     model: OfAny = None,
 ) -> Result:
-    """What the one-step denoiser can do about it, at the sigma it was trained for; or one step of a model, at three levels.
+    """What the one-step denoiser can do about it, at its own sigma; or one step of a model, at three levels.
 
     picture: any PNG, JPEG or WebP; default test digits
     words:   which digits, or what the picture shows
@@ -158,7 +161,9 @@ def denoise(
     """
     model, x_0, words, labels = _to_denoise(picture, words, n, model)
     if walk.batch is not None:
-        raise ValueError(f"denoise walks all its images at once, got batch {walk.batch}: leave it out, or ask for fewer")
+        raise ValueError(
+            f"denoise walks all its images at once, got batch {walk.batch}: leave it out, or ask for fewer"
+        )
     walk = model.settled(walk.default(scale=1) if model.guided else walk)
     T, n = len(model.alpha_bar) - 1, len(x_0)
     t = T // 2 if level is None else level
