@@ -1,4 +1,4 @@
-"""train.py from end to end, small: what a run writes and refuses, and that it can be killed and resumed."""
+"""train.py from end to end, small: what it writes, what it refuses, and that a run can be killed and resumed."""
 
 import itertools
 import shutil
