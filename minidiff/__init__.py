@@ -40,12 +40,16 @@ def show(x):
 
 
 def save(x, path):
-    """Write images (N, C, H, W) in [0, 1], or a lesson's Result, as a PNG. Raises ValueError."""
+    """Write images (N, C, H, W) in [0, 1], or a lesson's Result, as a PNG; or the frames of a Result as a GIF. Raises
+    ValueError."""
     from minidiff import images, results
 
-    if not str(path).endswith(".png"):
-        raise ValueError(f"expected a name that ends in .png, got {path}")
-    images.save_png(results.pictured(x), path)
+    if str(path).endswith(".gif"):
+        images.save_gif(results.moving(x), path)
+    elif str(path).endswith(".png"):
+        images.save_png(results.pictured(x), path)
+    else:
+        raise ValueError(f"expected a name that ends in .png or .gif, got {path}")
 
 
 __all__ = [

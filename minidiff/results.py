@@ -97,6 +97,14 @@ def pictured(x: Tensor | Result) -> Image.Image:
     return grid(x, min(len(x), 10))
 
 
+def moving(result: Result) -> list[Image.Image]:
+    """The frames of a Result as pictures. Raises ValueError where there are none."""
+    if not isinstance(result, Result) or not result.frames:
+        got = repr(result) if isinstance(result, Result) else type(result).__name__
+        raise ValueError(f"expected the Result of a lesson with gif=True, got {got}: or save a .png")
+    return result.animation()
+
+
 def labels_of(terms: Sequence[Sequence[str]], n: int) -> Tensor:
     """Digits as numbers (n,), −1 for none; (n, V) of V terms."""
     columns = [torch.tensor([int(word or -1) for word in words]).expand(n) for words in terms]
