@@ -126,7 +126,7 @@ class _Replacing:
 def _safe(stream):
     """The stream, made one that takes any text: a terminal, a file, a notebook's, or none at all."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115, it stays open
+        return open(os.devnull, "w", encoding="utf-8", errors="replace")
     try:
         stream.reconfigure(errors="replace")
     except (AttributeError, OSError, ValueError):

@@ -9,7 +9,7 @@ at no time much more lies in memory than the weights that are kept. Next: prompt
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +90,27 @@ class Stored(NamedTuple):
 Weights = dict[str, Stored]  # name of the tensor -> where it lies
 
 
+Find = Callable[..., Path]  # fetch, or another that takes (model, *names)
+
+
+def find_files(model: str | Path, folder: str, stem: str, half: bool, find: Find = fetch) -> dict[Path, set[str] | None]:
+    """File -> the tensors that an index has in it; None for a file without an index. The arguments are those of `find_weights`."""
+    index = f"{folder}/{stem}.safetensors.index"
+    full = [f"{folder}/{stem}.safetensors", f"{index}.json"]
+    fp16 = [f"{folder}/{stem}.fp16.safetensors", f"{index}.fp16.json", f"{folder}/{stem}.fp16.safetensors.index.json"]
+    path = find(model, *(fp16 + full if half else full + fp16))
+    if path.suffix != ".json":
+        return {path: None}
+    index = _parsed(path)
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict):
+        raise damaged(path, "index of safetensors", "it has no weight_map")
+    wrong = [name for name in placed.values() if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name))]
+    if wrong:
+        raise ValueError(f"{path.name} names the file {wrong[0]!r}, wanted is a safetensors file in the same folder: do not trust this model")
+    return {find(model, f"{folder}/{name}"): {key for key, where in placed.items() if where == name} for name in sorted(set(placed.values()))}
+
+
 def find_weights(model: str | Path, folder: str, stem: str, half: bool, alias: dict[str, str] | None = None, ignore: tuple[str, ...] = ()) -> Weights:
     """Where the tensors of one part of a model lie; nothing but names and shapes is read (from the hub: the files are fetched).
 
@@ -99,12 +120,8 @@ def find_weights(model: str | Path, folder: str, stem: str, half: bool, alias: d
     ignore:       beginnings of names that are no part of the network
     Raises ValueError for pickles, shards outside of the folder, tensors that are there twice, and files that are no safetensors.
     """
-    index = f"{folder}/{stem}.safetensors.index"
-    full = [f"{folder}/{stem}.safetensors", f"{index}.json"]
-    fp16 = [f"{folder}/{stem}.fp16.safetensors", f"{index}.fp16.json", f"{folder}/{stem}.fp16.safetensors.index.json"]
-    path = fetch(model, *(fp16 + full if half else full + fp16))
     weights = {}
-    for file, listed in _shards(model, folder, path).items():
+    for file, listed in find_files(model, folder, stem, half).items():
         for key, shape, size in _header(file):
             if listed is not None and key not in listed:
                 raise ValueError(f"{key} is in {file.name}, but the index says otherwise: get the folder {folder} again")
@@ -119,20 +136,6 @@ def find_weights(model: str | Path, folder: str, stem: str, half: bool, alias: d
             stored = weights.pop(theirs)
             weights.setdefault(ours, stored)
     return {name: stored for name, stored in weights.items() if not name.startswith(ignore)}
-
-
-def _shards(model: str | Path, folder: str, path: Path) -> dict[Path, set[str] | None]:
-    """File -> the tensors that an index has in it; None for a file without an index."""
-    if path.suffix != ".json":
-        return {path: None}
-    index = _parsed(path)
-    placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict):
-        raise damaged(path, "index of safetensors", "it has no weight_map")
-    wrong = [name for name in placed.values() if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name))]
-    if wrong:
-        raise ValueError(f"{path.name} names the file {wrong[0]!r}, wanted is a safetensors file in the same folder: do not trust this model")
-    return {fetch(model, f"{folder}/{name}"): {key for key, where in placed.items() if where == name} for name in sorted(set(placed.values()))}
 
 
 @contextmanager

@@ -54,9 +54,15 @@ class Result:
         if self.images is None:
             raise ValueError("this lesson made no images: read its summary")
         if self.shown is None:
-            picture = grid(self.images, self.across)
-            picture = images.beside(picture, list(self.rows)) if self.rows else picture
-            return images.captioned(picture, list(self.columns)) if self.columns else picture
+            picture, columns = grid(self.images, self.across), list(self.columns)[: len(self.images)]
+            named = images.captioned(picture, columns) if columns else picture
+            if not self.rows:
+                return named
+            left, top = images.beside(picture, list(self.rows)), named.height - picture.height
+            sheet = Image.new("RGB", (left.width, named.height), "white")
+            sheet.paste(left, (0, top))
+            sheet.paste(named, (left.width - picture.width, 0))
+            return sheet
         x, V = self.shown, self.shown.shape[1]
         across = min(len(x), max(1, 280 // (x.shape[-1] * V)))  # as many images in a row as fit
         return images.captioned(grid(x.flatten(0, 1), across * V), [*self.columns] * across)

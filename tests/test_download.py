@@ -41,7 +41,7 @@ ERRORS = [  # error, variables, at the hub, what is said
     (system(errno.ENOSPC), {"HF_HUB_CACHE": "/x"}, False, "the disk is full, .* or set HF_HUB_CACHE to a folder"),
     (system(errno.EDQUOT), {}, False, "your quota of the disk is used up, a/b/c was not saved: free"),
     (RuntimeError("Task error: No space left on device (os error 28)"), {}, False, "the disk is full, a/b/c"),
-    (RuntimeError("I/O error: Read-only file system (os error 30)"), {}, False, r"a/b/c cannot be kept in the cache .*os error 30\): set HF_HOME"),
+    (RuntimeError("I/O error: Read-only file system (os error 30)"), {}, False, r"a/b/c cannot be kept in the cache .*os error 30\)\): set HF_HOME"),
     *((system(n), {}, False, r"a/b/c cannot be kept in the cache .*: set HF_HOME to a folder that you may write") for n in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO)),
     (system(errno.ECONNRESET), {}, False, "the hub stopped answering while a/b/c was fetched"),
     (CONNECT("[Errno 13] Permission denied"), {}, True, r"the hub cannot be reached \(\[Errno 13\] Permission denied\)"),

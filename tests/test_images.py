@@ -7,8 +7,8 @@ from formulas import images
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from minidiff.illusions import view, views
-from minidiff.images import beside, captioned, curve, grid, one_line, save_gif, under_way
+from minidiff.images import beside, captioned, curve, grid, one_line, save_gif
+from minidiff.views import under_way, view, views
 
 
 def pixels(canvas, H, zoom):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from minidiff import mnist, shipped
-from minidiff.model import Model, Words, texts
+from minidiff.model import Model
 from minidiff.pretrained import load, names
+from minidiff.words import Words, texts
 
 DIGITS, PICTURES = "mnist-class", "picturebook"  # the shipped models
 OF_DIGITS = {"noise": None, "blur": None, "onestep": "mnist-denoiser", "denoise": "mnist-time"}  # without a picture

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from minidiff import editing, files, pictures
 from minidiff.lessons.common import at_least_one, beside, default_prompt, in_turn, of_prompts, opened, test_digits
-from minidiff.model import Model, OfAny, Words, texts
+from minidiff.model import Model, OfAny, OfEnlarging
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
 from minidiff.schedule import cosine, strided
 from minidiff.shipped import PICTURES
 from minidiff.walk import Walk
+from minidiff.words import Words, one_text
 
 STARTS = [1, 3, 5, 7, 10, 20]  # where edit begins: indices into the course's list of levels, 991, 961, … 1, 0
 ARRAYS = (".safetensors", ".npz")
@@ -42,7 +43,7 @@ def edit(
     at_least_one(n)
     model = opened(model, words)
     ours = PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png")
-    x_0, words, name = _originals(picture or ours, words, n, model)
+    x_0, words, name = _originals(ours if picture is None else picture, words, n, model)
     return _edited(model, x_0, words, name, walk)
 
 
@@ -128,7 +129,7 @@ def inpaint(
     model = opened(model, words)
     walk = model.settled(walk.default(sampler="ddpm", steps=50))
     picture = PICTURES / "tower.png" if picture is None and of_prompts(model) else picture
-    rounds = rounds or (1 if of_prompts(model) else 4)
+    rounds = (1 if of_prompts(model) else 4) if rounds is None else rounds
     x_0, words, name = _originals(picture, words, n, model)
     H, W = model.shape[1:]
     m, levels = (
@@ -169,7 +170,7 @@ def upscale(
     *,
     words: Words | None = None,
     n: int = 1,
-    model: OfAny = "picturebook-II",
+    model: OfEnlarging = "picturebook-II",
     walk: Walk = Walk(),
 ) -> Result:
     """Enlarge a picture with stage II.
@@ -182,7 +183,8 @@ def upscale(
     model = opened(model)
     if model.low is None:
         raise ValueError(f"{model.name} is no stage II, which enlarges: name one, like DeepFloyd/IF-II-M-v1.0")
-    picture = picture or PICTURES / "tower.png"
+    picture = PICTURES / "tower.png" if picture is None else picture
+    word = one_text(default_prompt(model) if words is None else words)
     walk = model.settled(walk)
     model.timesteps(walk.steps, walk.sampler)
     if Path(picture).suffix in ARRAYS:
@@ -194,11 +196,11 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    prompt = texts(default_prompt(model) if words is None else words)[:1]
-    large = model.enlarged(x, [prompt], walk)
+    large = model.enlarged(x, [[word]], walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
-    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=prompt)
+    names = ("before", "after")
+    return Result(summary, large, shown=shown, columns=names, walk=walk, settled={"n": len(x)}, prompts=[word])
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:

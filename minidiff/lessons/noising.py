@@ -23,20 +23,14 @@ from minidiff.lessons.common import (
     stacked_noise,
     test_digits,
 )  # fmt: skip
-from minidiff.model import Model, OfAny, Words
+from minidiff.model import Model, OfAny
 from minidiff.results import Result, counted
 from minidiff.walk import Walk
+from minidiff.words import Words
 
 SIGMAS = (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
-BLUR = {
-    0: 0.1,
-    0.2: 0.6,
-    0.4: 0.9,
-    0.5: 1.0,
-    0.6: 1.1,
-    0.8: 1.3,
-    1.0: 1.5,
-}  # σ of the noise -> of the blur: the best PSNR
+# σ of the noise -> of the blur: the best PSNR
+BLUR = {0: 0.1, 0.2: 0.6, 0.4: 0.9, 0.5: 1.0, 0.6: 1.1, 0.8: 1.3, 1.0: 1.5}
 BLURS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of pictures, in 64ths of the width: the best of them is shown
 
 
@@ -89,6 +83,7 @@ def blur(
     return _sigma_result(blurred, labels, "a Gaussian blur of z. " + _each_psnr(blurred, x))
 
 
+@torch.no_grad()
 def onestep(
     picture: str | None = None,
     *,
@@ -107,6 +102,7 @@ def onestep(
     seed:    of the noise, any whole number from 0
     Example: onestep data/pictures/tower.png
     """
+    Walk(batch=batch)  # says what is wrong with it
     if picture is not None or (model is not None and opened(model).alpha_bar is not None):
         model, x_0, levels, noisy = _forward(picture, n, seed, model)
         words = in_turn(model.known(default_prompt(model) if words is None else words), len(x_0))
@@ -121,6 +117,7 @@ def onestep(
     return Result(summary, clean, labels, shown=beside(x, z.clamp(0, 1), clean), columns=("x", "z", "D(z)"))
 
 
+@torch.no_grad()
 def ood(*, words: Words | None = None, n: int = 10, seed: int = 137, model: OfAny = "mnist-denoiser") -> Result:
     """... and at the seven sigmas, six of which it never saw.
 
@@ -135,6 +132,7 @@ def ood(*, words: Words | None = None, n: int = 10, seed: int = 137, model: OfAn
     return _sigma_result(clean, labels, "D(z); it was trained at sigma 0.5 alone. " + _each_psnr(clean, x))
 
 
+@torch.no_grad()
 def denoise(
     picture: str | None = None,
     *,
@@ -155,7 +153,9 @@ def denoise(
     Example: denoise --digit 3 --level 200
     """
     model, x_0, words, labels = _to_denoise(picture, words, n, model)
-    walk = model.settled(walk.default(scale=1) if model.words or model.guide else walk)
+    if walk.batch is not None:
+        raise ValueError(f"denoise walks all its images at once, got batch {walk.batch}: leave it out, or ask for fewer")
+    walk = model.settled(walk.default(scale=1) if model.guided else walk)
     T, n = len(model.alpha_bar) - 1, len(x_0)
     t = T // 2 if level is None else level
     if not 1 <= t <= T:
@@ -163,7 +163,7 @@ def denoise(
     levels = [t, *(s for s in model.timesteps(walk.steps, walk.sampler, t) if s < t)]
     source = sampling.noise_per_image(sampling.seeded(walk.seed, 0, n))
     x_t = add_noise(x_0, model.alpha_bar[t], source(x_0))
-    denoiser = model.denoiser(words, walk.scale)
+    denoiser = model.formula([words], scale=walk.scale, one_by_one=walk.sequential)
     one_step = predict_x0(x_t, denoiser(x_t, t)[0], model.alpha_bar[t])
     how = {"step": walk.step(), "clip": model.clip, "noise": source}
     states = [(t, x_t), *sampling.sample(denoiser, x_t, levels, model.alpha_bar, **how)]
@@ -176,7 +176,8 @@ def denoise(
     summary = f"{counted(n, 'picture' if of_prompts(model) else 'test digit')} from level {t} of {T}. {scores}"
     names = ("original", *(f"t = {level}" for level, _ in shown), "one step", "blur")
     frames = [model.to_unit(x) for _, x in states] if gif else ()
-    return Result(summary, unit[-3], labels, shown=torch.stack(unit, 1), columns=names, frames=frames, walk=walk)
+    shown, settled = torch.stack(unit, 1), {"level": t}
+    return Result(summary, unit[-3], labels, shown=shown, columns=names, frames=frames, walk=walk, settled=settled)
 
 
 def _to_denoise(
@@ -221,7 +222,7 @@ def _denoiser(model: Model | str | None) -> Model:
 
 
 def _eps(x: Tensor, seed: int) -> Tensor:
-    return sampling.noise_per_image(sampling.seeded(seed, 0, len(x)))(x)
+    return sampling.noise_per_image(sampling.seeded(Walk(seed=seed).seed, 0, len(x)))(x)
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
