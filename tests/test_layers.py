@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "pretrained": {"adapters", "denoiser", "diffusion", "files", "guidance", "networks.mnist_classifier", "networks.mnist_unet", "sampling", "schedule"},
     "run": {"files", "images", "muon", "training"},
     "muon": set(),
-    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training"},
+    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training", "walk"},
     "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
     "text_tasks": {
         "adapters", "deepfloyd", "denoiser", "diffusion", "guidance", "hub", "images", "networks.if_unet", "networks.t5",
