@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from minidiff import images, mnist, pretrained, sampling, training
 from minidiff.files import check_writable, load_tensors, replaced, save_tensors
-from minidiff.machine import Parser, choose_device, keep_freed_memory, start_processes
+from minidiff.command import Parser, start_processes
+from minidiff.machine import choose_device, keep_freed_memory
 from minidiff.pretrained import Digits
 from minidiff.reader import Reader, read_as
 from minidiff.schedule import evenly_spaced

@@ -1,24 +1,22 @@
-"""Chapter 17. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
+"""Chapter 21. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
 
     schedule     ᾱ, and how an estimate of x_0 is kept in range: both in scheduler_config.json
     levels       which of the 1000 noise levels a walk visits: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++
-    stage        a frozen record of all that, with the network
     memory       how much a walk will take, told before anything is loaded
 
 IF counts levels from 0 (least noise) to 999; ours are one more, 1 … 1000, and 0 is the clean image: their list 999, …, 0 is our 1000,
-…, 1, 0. Left out: stage III (it never came), the safety checker, the watermark. Next: the scripts.
+…, 1, 0. Left out: stage III (it never came), the safety checker, the watermark. Next: prompted.py.
 """
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minidiff import hub, schedule
+from minidiff import schedule
 from minidiff.diffusion import clip_to, dynamic_threshold, unclipped
 from minidiff.networks.if_unet import Attention, IFUNet
 
@@ -98,52 +96,6 @@ def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         limit = number(config, "clip_sample_range", 1.0, 0, math.inf)
         clip = clip_to(-limit, limit) if config.get("clip_sample", True) else unclipped
     return alpha_bar, clip
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of IF, ready to walk. Pixels are [-1, 1]."""
-
-    unet: IFUNet
-    alpha_bar: Tensor                   # (T + 1,) float64
-    clip: Callable[[Tensor], Tensor]    # dynamic thresholding
-    low_alpha_bar: Tensor | None        # stage II: the schedule by which the low-resolution image is noised
-    lowest_log_snr: float               # of `solver_levels`
-    size: int                           # of the picture: 64, stage II 256
-    width: int                          # D of the prompts' vectors
-    steps: str                          # of `respaced`, the original's default
-    scale: float                        # of `cfg`, the original's default
-
-
-def load_stage(model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", folder: str = "unet") -> Stage:
-    """Stage I or II of a folder or a hub name: the config decides which.
-
-    dtype:  float32, or bfloat16/float16 for half of the memory (then the network's pictures are laid out channels last)
-    folder: where in the model the U-Net is
-    Raises ValueError when the model cannot be had or is not built; see hub.py.
-    """
-    config = hub.read_json(model, f"{folder}/config.json")
-    with torch.device("meta"):
-        unet = IFUNet(config)
-    scheduler = hub.read_json(model, "scheduler/scheduler_config.json")
-    alpha_bar, clip = schedule_of(scheduler)
-    second = unet.config["in_channels"] == 6
-    low_alpha_bar = schedule_of(hub.read_json(model, "image_noising_scheduler/scheduler_config.json"))[0] if second else None
-    half = dtype in (torch.float16, torch.bfloat16)
-    hub.load(unet, hub.find_weights(model, folder, "diffusion_pytorch_model", half), dtype)
-    unet.to(device=device, memory_format=torch.channels_last if half else torch.preserve_format)
-    unet.learned = unet.learned and scheduler.get("variance_type") == "learned_range"  # absent is fixed_small, as in the reference
-    lowest, size = number(scheduler, "lambda_min_clipped", -5.1, -math.inf, math.inf), unet.config.get("sample_size") or (256 if second else 64)
-    steps, scale = ("smart50", 4.0) if second else ("150", 7.0)
-    return Stage(unet, alpha_bar, clip, low_alpha_bar, lowest, size, unet.config["encoder_hid_dim"], steps, scale)
-
-
-def forget_text(unet: IFUNet) -> None:
-    """Let go of the weights that `encode` alone reads, once all prompts are encoded: a fifth of IF-I-M. `encode` does not work any more."""
-    del unet.add_embedding, unet.encoder_hid_proj
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            del module.norm_cross, module.add_k_proj, module.add_v_proj
 
 
 @dataclass(frozen=True)

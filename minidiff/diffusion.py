@@ -69,7 +69,9 @@ def posterior(x_t: Tensor, x_0: Tensor, alpha_bar_t: Tensor, alpha_bar_prev: Ten
     """
     alpha = alpha_bar_t / alpha_bar_prev
     beta = 1 - alpha
-    mean = (alpha_bar_prev.sqrt() * beta / (1 - alpha_bar_t)) * x_0 + (alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar_t)) * x_t
+    mean = (alpha_bar_prev.sqrt() * beta / (1 - alpha_bar_t)) * x_0 + (
+        alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar_t)
+    ) * x_t
     return Posterior(mean, (1 - alpha_bar_prev) / (1 - alpha_bar_t) * beta, beta)
 
 

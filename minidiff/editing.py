@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser
 from minidiff.diffusion import add_more_noise, add_noise, unclipped
-from minidiff.sampling import Clip, Noise, Step, ddpm_step, sample
+from minidiff.sampling import Clip, Noise, Step, ddpm_step, one_step, sample
 from minidiff.schedule import check_timesteps
 
 
@@ -45,7 +45,9 @@ def sdedit(
     return sample(denoise, x, timesteps, alpha_bar, step=step, clip=clip, noise=noise)
 
 
-def hold(part: Callable[[Tensor], Tensor], x_orig: Tensor, alpha_bar: Tensor, noise: Noise = torch.randn_like) -> Callable[[Tensor, int], Tensor]:
+def hold(
+    part: Callable[[Tensor], Tensor], x_orig: Tensor, alpha_bar: Tensor, noise: Noise = torch.randn_like
+) -> Callable[[Tensor, int], Tensor]:
     """The constraint that `part` of the image is that of x_orig, for the `constrain` of `sample`.
 
     part: linear, and the same when taken twice (a mask, the greys), or nearly so (a low pass); see illusions.py
@@ -67,7 +69,9 @@ def resampled(timesteps: list[int], jump: int, rounds: int) -> list[int]:
     """
     steps = len(timesteps) - 1
     if rounds < 1 or jump < 1 or (rounds > 1 and jump >= steps):
-        raise ValueError(f"resampling {steps} steps wants rounds >= 1 and a jump of 1 to {steps - 1}, got rounds = {rounds}, jump = {jump}")
+        raise ValueError(
+            f"resampling {steps} steps wants rounds >= 1 and a jump of 1 to {steps - 1}, got rounds = {rounds}, jump = {jump}"
+        )
     levels = []
     for i, t in enumerate(timesteps):
         levels.append(t)
@@ -99,17 +103,25 @@ def inpaint(
     Raises ValueError when the mask does not fit the picture, the levels do not fall, or the jump is too long.
     """
     check_timesteps(timesteps, len(alpha_bar) - 1)
-    if mask.ndim != 4 or mask.shape[-2:] != x_orig.shape[-2:] or any(m not in (1, n) for m, n in zip(mask.shape, x_orig.shape)):
-        raise ValueError(f"the mask has shape {tuple(mask.shape)}, the picture {tuple(x_orig.shape)}: make them the same, or 1 in place of B and C")
+    if (
+        mask.ndim != 4
+        or mask.shape[-2:] != x_orig.shape[-2:]
+        or any(m not in (1, n) for m, n in zip(mask.shape, x_orig.shape))
+    ):
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, the picture {tuple(x_orig.shape)}: make them the same, or 1 in place of B and C"
+        )
     keep = (mask <= 0.5).to(x_orig)
     known = hold(lambda x: keep * x, x_orig, alpha_bar, noise)
     x = noise(x_orig)
     if timesteps[0] < len(alpha_bar) - 1:
         x = add_noise(x_orig, alpha_bar[timesteps[0]], x)
     x = known(x, timesteps[0])
+    before = None
     for t, t_next in pairwise(resampled(timesteps, jump, rounds)):
         if t_next > t:
-            x = add_more_noise(x, alpha_bar[t], alpha_bar[t_next], noise(x))
+            x, before = add_more_noise(x, alpha_bar[t], alpha_bar[t_next], noise(x)), None
         else:
-            [(_, x)] = sample(denoise, x, [t, t_next], alpha_bar, step=step, clip=clip, constrain=known, noise=noise)
+            x, before = one_step(denoise, x, t, t_next, alpha_bar, step, clip, noise, before)
+            x = known(x, t_next)
         yield t_next, x

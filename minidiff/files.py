@@ -1,16 +1,23 @@
 """Files that are whole or not there: atomic writing, and safetensors that are checked before they are believed.
 
 A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256", the digest
-of that record and of all tensors: a file that was changed is not believed.
+of that record and of all tensors: a file that was changed is not believed. What is being written lies in a hidden folder whose name
+has the host and the process in it, so that the next run can remove what a killed one left.
 """
 
 import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,40 +26,180 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+HOST, RUN = hashlib.sha256(platform.node().encode()).hexdigest()[:8], secrets.token_hex(4)
+HIDDEN = re.compile(r"\..+\.minidiff-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})-[0-9a-f]{6}", re.DOTALL)  # host, process, run
+WITH_A_LOST_WRITE = (errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # fsync's errors that mean it
+
 
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not. Makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary file, in a hidden folder beside `path`, that takes its place when the block ends well, and is gone when it does not. Makes the folder."""
+    new, ended_well = [], False
     try:
-        yield temporary
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        place = _place(path)
+        new = [folder for folder in place.parents if not os.path.lexists(folder)]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _hidden(place) as hidden:  # a folder, as who writes into it may have temporary files of its own
+            temporary = hidden / "file"
+            temporary.touch()
+            yield temporary
+            with open(temporary, "rb+") as file:
+                _to_disk(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            with suppress(OSError):  # there are disks without rights
+                os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, place)
+            ended_well = True
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}): make room, or give --out another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for folder in [] if ended_well else new:  # innermost first; what is not empty stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def check_writable(path: str | Path) -> None:
-    """Raises ValueError when `path` could not be written: asked before the work, not after it."""
-    path = Path(path)
+def check_writable(path: str | Path, size: int = 2**16) -> None:
+    """Raises ValueError when `path`, a file of `size` bytes, could not be written: asked before the work, not after it.
+
+    It is tried: a file of that name and size is made in a hidden folder, as near to `path` as there are folders, and removed. So are
+    the temporary files there of runs that were killed.
+    """
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
-            pass
+        place = _place(path)
+        nearest = next(folder for folder in place.parents if os.path.lexists(folder))
+        if not os.path.isdir(nearest):
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} {'is a link to nothing' if os.path.islink(nearest) else 'is no folder'}")
+        _remove_leftovers(nearest)
+        with _hidden(nearest / place.name) as hidden:
+            there = hidden / place.relative_to(nearest)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            with open(there, "xb", buffering=0) as file:
+                _fill(file.fileno(), size)
+                _to_disk(file.fileno())
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}): name a place that can be written") from None
+        raise ValueError(f"cannot write {path} ({error.strerror or error}): name a place that can be written, with {size:,} bytes of room") from None
+
+
+@contextmanager
+def _hidden(place: Path) -> Iterator[Path]:
+    """A folder beside `place`, gone after the block."""
+    hidden = place.parent / f".{place.name[:20]}.minidiff-{HOST}-{os.getpid()}-{RUN}-{secrets.token_hex(3)}"
+    hidden.mkdir()
+    try:
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _place(path: str | Path) -> Path:
+    """Where a file will lie: a link is followed. Raises OSError for what cannot be replaced by a file."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a name holds no NUL")
+    place = Path(path).absolute()
+    if os.path.islink(place):
+        place = Path(os.path.realpath(place))
+        if os.path.islink(place) or not os.path.isdir(place.parent):
+            raise OSError(errno.ENOENT, f"it is a link to {place}, and there is no such folder")
+    if os.path.isdir(place):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if os.path.exists(place):
+        folder, file = os.stat(place.parent), os.stat(place)
+        if not stat.S_ISREG(file.st_mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file")
+        if folder.st_mode & stat.S_ISVTX and hasattr(os, "geteuid") and os.geteuid() not in (0, folder.st_uid, file.st_uid):
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        try:
+            os.close(os.open(place, os.O_WRONLY))
+        except PermissionError as error:
+            if error.errno == errno.EPERM:  # it is never to change; a file that may only be read (EACCES) can be replaced
+                raise
+    return place
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """The hidden folders whose process, on this host, is no more. One of our number that is not our run was before us."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            made = HIDDEN.fullmatch(path.name)
+            if made and made[1] == HOST and made[3] != RUN and (int(made[2]) == os.getpid() or not _lives(int(made[2]))):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there is no harmless question on Windows: its leftovers stay
+    try:
+        os.kill(process, 0)  # signal 0 is none: it asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+def _fill(handle: int, size: int) -> None:
+    """Take room for a file of `size` bytes."""
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, *WITH_A_LOST_WRITE):
+            raise
+        while size > 0:  # a system or a disk that cannot do it at once
+            size -= os.write(handle, bytes(min(size, 2**20)))
+
+
+def _to_disk(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in WITH_A_LOST_WRITE:
+            raise  # others come from disks that do not know how, after a good write
+
+
+@contextmanager
+def rescued(tensors: dict[str, Tensor], path: str | Path, record: dict) -> Iterator[None]:
+    """When the block fails, which was to write the tensors to `path`, they are kept elsewhere, and the error says where.
+
+    tensors: may be filled within the block: what is there when it fails is kept
+    """
+    try:
+        yield
+    except Exception as error:
+        kept = _kept(tensors, Path(path), record)
+        if kept is None:
+            raise
+        says = f"{' '.join(str(error).split()) or type(error).__name__}; the arrays are kept in {kept}"
+        if isinstance(error, OSError | ValueError | MemoryError):
+            raise OSError(says) from None
+        raise RuntimeError(says) from error
+
+
+def _kept(tensors: dict[str, Tensor], path: Path, record: dict) -> Path | None:
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    name = f"{path.stem[:50]}-rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.safetensors"
+    for folder in [Path(path).parent, Path(), Path(os.path.expanduser("~")), Path(tempfile.gettempdir())] if tensors else []:
+        with suppress(OSError, ValueError, TypeError, MemoryError):
+            if os.path.isdir(folder):
+                save_tensors(tensors, folder.absolute() / name, json.loads(json.dumps(record, default=str)))
+                return folder.absolute() / name
+    return None
+
+
+def damaged(path: str | Path, kind: str, error: object) -> ValueError:
+    """The error for a file that is no such kind of file: what it is, and what helps. Where a link leads to it, the file itself is named."""
+    real, advice = os.path.realpath(path), "delete it and get it again"
+    try:
+        with open(real, "rb") as file:
+            start, size = file.read(200), os.fstat(file.fileno()).st_size
+    except OSError as unread:
+        return ValueError(f"{real} cannot be read ({unread.strerror}): check its rights and its disk")
+    why = f"{' '.join(str(error).split())[:120]}; it has {size:,} bytes"
+    if start.startswith(b"version https://git-lfs"):
+        why, advice = "it is a Git LFS pointer, a note where the file is", advice if "blobs" in Path(real).parts else "run `git lfs pull` in its folder"
+    elif start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        why = "it is a web page, perhaps of a login"
+    return ValueError(f"{real} is no {kind} ({why}): {advice}")
 
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
@@ -75,14 +222,14 @@ def save_arrays(tensors: dict[str, Tensor], path: str | Path, record: dict) -> N
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Read what `save_tensors` wrote. Raises ValueError when the file is missing, no safetensors, or not as it was written."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}: check the path")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): get it again") from None
+        raise damaged(path, "whole safetensors file", error) from None
     if "minidiff" not in metadata:
         raise ValueError(f"{path} holds no minidiff settings: it wants a file written by train.py or sample.py")
     if metadata.get("sha256") != _digest(tensors, metadata["minidiff"]):
@@ -100,7 +247,7 @@ def load_arrays(path: str | Path) -> dict[str, Tensor]:
         return load_tensors(path)[0]
     if path.suffix != ".npz":
         raise ValueError(f"arrays are in a .safetensors or .npz file, got {path}: write them with --out NAME.safetensors")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}: check the path")
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -4,7 +4,7 @@ Every picture carries the settings that made it in its metadata (a PNG text chun
 """
 
 import json
-import math
+from bisect import bisect_right
 from pathlib import Path
 
 import torch
@@ -28,39 +28,23 @@ def grid(images: Tensor, columns: int, zoom: int = 2) -> Image.Image:
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35) -> Tensor:
-    """Images on their way through a view of illusions.py: every pixel turns about the centre to its new place (of a mirror image, goes straight), a negative fades.
-
-    images: (N, C, H, W) in [0, 1]; s: 0 at the start, 1 at the end. Returns (N, C, S, S) in [0, 1] with S = zoom · the diagonal, rounded up.
-    """
-    N, C, H, W = images.shape
-    y, x = torch.meshgrid(torch.arange(H) - (H - 1) / 2, torch.arange(W) - (W - 1) / 2, indexing="ij")
-    goal = torch.complex(x, y).flatten()
-    source = view.permute(torch.arange(float(H * W)).view(1, 1, H, W)).flatten().long()  # place i will show pixel source[i]
-    start = goal[source]
-    turn = (goal.angle() - start.angle()) % (2 * math.pi)
-    turn = torch.where(turn > math.pi + 1e-4, turn - 2 * math.pi, turn)  # the short way; half a turn always to the same side
-    mirrored = torch.allclose(start.abs(), goal.abs()) and not torch.allclose(turn, (turn * 2 / math.pi).round() * math.pi / 2, atol=1e-3)
-    place = (1 - s) * start + s * goal if mirrored else torch.polar((1 - s) * start.abs() + s * goal.abs(), start.angle() + s * turn)
-    colour = images.flatten(2)[..., source]
-    colour = torch.lerp(colour, 1 - colour, s) if view.sign < 0 else colour
-    size = math.ceil(math.hypot(H, W)) * zoom
-    side = torch.arange(zoom if s in (0, 1) else math.ceil(1.5 * zoom))  # larger while the grid is askew, so that no gap shows
-    rows, columns = [((v * zoom + (size - len(side)) / 2).round().long()[:, None, None] + d).clamp(0, size - 1) for v, d in ((place.imag, side[:, None]), (place.real, side))]
-    canvas = images.new_full((N, C, size, size), paper)
-    canvas[..., rows, columns] = colour[..., None, None]
-    return canvas
+def one_line(text: str, width: float) -> str:
+    """What can be drawn of any text in one line of `width` pixels: line breaks and other control characters are spaces, and the end is cut off."""
+    most = max(0, int(width))  # letters: each is a pixel wide, or more
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * most]).split())[:most]
+    length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    if length(text) <= width:
+        return text
+    fits = bisect_right(range(1, len(text)), width, key=lambda k: length(text[:k] + "..."))
+    return text[:fits] + "..." if fits else text
 
 
 def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
     """The picture with a line of text above each of its equally wide columns, cut where the column ends."""
     sheet, width = Image.new("RGB", (picture.width, picture.height + 16), "white"), picture.width / len(columns)
     sheet.paste(picture, (0, 16))
-    draw = ImageDraw.Draw(sheet)
     for i, text in enumerate(columns):
-        fits = [k for k in range(len(text)) if draw.textlength(text[:k] + "...") <= width - 4]
-        text = text if draw.textlength(text) <= width - 4 or not fits else text[: fits[-1]] + "..."
-        draw.text((int((i + 0.5) * width), 8), text, fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text((int((i + 0.5) * width), 8), one_line(text, width - 4), fill="black", anchor="mm")
     return sheet
 
 
@@ -69,7 +53,7 @@ def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
     sheet = Image.new("RGB", (picture.width + 40, picture.height), "white")
     sheet.paste(picture, (40, 0))
     for i, text in enumerate(rows):
-        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), text, fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text((20, int((i + 0.5) * picture.height / len(rows))), one_line(text, 40), fill="black", anchor="mm")
     return sheet
 
 

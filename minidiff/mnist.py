@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-DATA = Path(__file__).resolve().parent.parent / "data"  # beside the package: minidiff is installed with `pip install -e .`
+from minidiff.shipped import DATA
 
 
 def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,9 @@ def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
     for name, md5 in MNIST.resources:
         if not check_integrity(str(raw / name), md5):
             state = "is damaged (its md5 is wrong)" if (raw / name).exists() else "is missing"
-            raise ValueError(f"{raw / name} {state}: restore it with `git checkout -- data`, or copy the canonical MNIST file there")
+            raise ValueError(
+                f"{raw / name} {state}: restore it with `git checkout -- data`, or copy the canonical MNIST file there"
+            )
     images, labels = (name for name, _ in MNIST.resources if name.startswith("train") == train)
     return _read(raw / images, 16).view(-1, 1, 28, 28), _read(raw / labels, 8).long()
 
@@ -40,7 +42,9 @@ def test_digits(count: int, digits: list[int]) -> tuple[Tensor, Tensor]:
     images, labels = load(train=False)
     chosen = torch.isin(labels, torch.tensor(digits)).nonzero()[:, 0]
     if not count <= len(chosen):
-        raise ValueError(f"the test set has {len(chosen)} of the digits {', '.join(map(str, digits))}, asked for {count}: ask for fewer")
+        raise ValueError(
+            f"the test set has {len(chosen)} of the digits {', '.join(map(str, digits))}, asked for {count}: ask for fewer"
+        )
     return images[chosen[:count]], labels[chosen[:count]]
 
 

@@ -20,22 +20,22 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser
 
-Network = Callable[[Tensor, int, Any], tuple[Tensor, Tensor | None]]  # eps, v = network(x_t, t, c): row i of c is the condition of image i
+Network = Callable[[Tensor, int, Any], tuple[Tensor, Tensor | None]]  # eps, v = network(x_t, t, c); c has a row an image
 Build = Callable[[Callable[[Any], Denoiser]], Denoiser]  # a formula: build(net) -> denoiser, where net(c) is a denoiser
 
 
-def rows(conditions: Sequence[Any], B: int) -> Any:
+def stacked(conditions: Sequence[Any], B: int) -> Any:
     """Conditions one below the other: tensors with B rows, or with 1 for all; or tuples (of tuples) of such, as a text's state; or None."""
     if conditions[0] is None:
         return None
     if isinstance(conditions[0], Tensor):
         return torch.cat([c.expand(B, *c.shape[1:]) for c in conditions])
-    return tuple(rows(parts, B) for parts in zip(*conditions))
+    return tuple(stacked(parts, B) for parts in zip(*conditions))
 
 
 def sequential(network: Network, build: Build) -> Denoiser:
     """The formula with one forward pass for each question: for small memories."""
-    return build(lambda c: lambda x_t, t: network(x_t, t, rows([c], len(x_t))))
+    return build(lambda c: lambda x_t, t: network(x_t, t, stacked([c], len(x_t))))
 
 
 def one_forward(network: Network, build: Build) -> Denoiser:
@@ -49,7 +49,9 @@ def one_forward(network: Network, build: Build) -> Denoiser:
 
         def record(x, level, c):
             if level != t or x.shape != x_t.shape:
-                raise ValueError(f"asked at level {level} about {tuple(x.shape)} in a step at level {t} about {tuple(x_t.shape)}: use `sequential`")
+                raise ValueError(
+                    f"asked at level {level} about {tuple(x.shape)} in a step at level {t} about {tuple(x_t.shape)}: use `sequential`"
+                )
             known = [k for k, (y, d) in enumerate(questions) if _same(x, y) and _same(c, d)]
             calls.append(known[0] if known else len(questions))
             if not known:
@@ -65,7 +67,7 @@ def one_forward(network: Network, build: Build) -> Denoiser:
         answer = record
         formula(x_t, t)
         images, conditions = zip(*questions)
-        eps, v = network(torch.cat(images), t, rows(conditions, len(x_t)))
+        eps, v = network(torch.cat(images), t, stacked(conditions, len(x_t)))
         eps, v = eps.split(len(x_t)), [None] * len(questions) if v is None else v.split(len(x_t))
         order = iter(calls)
         answer = reply
@@ -75,6 +77,8 @@ def one_forward(network: Network, build: Build) -> Denoiser:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if a is b or not isinstance(a, Tensor | tuple) or type(a) is not type(b):
-        return a is b
-    return a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) else len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b

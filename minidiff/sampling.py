@@ -6,7 +6,7 @@ Start from x_T ~ N(0, I). At every level ask for ε, estimate x_0 from it, and s
     DDIM     x_t′ = √ᾱ_t′ x_0 + √(1 − ᾱ_t′ − σ²) ε + σ z,  σ² = η² β̃; η = 0 draws nothing       (DDIM Eq. 12, 16)
     DPM++    the ODE of DDIM, second order from the last two estimates of x_0                 (DPM++ Alg. 2)
 
-A step gets two numbers ᾱ and one image and gives one image: it knows no schedule, so any falling list of levels will do, and
+A step is a pure function of one image and two numbers ᾱ: it knows no schedule, so any falling list of levels will do, and
 its last step, to ᾱ = 1, adds no noise. `sample` is a generator: frames, progress bars and early stops belong to the caller.
 
 DDPM, iDDPM: see schedule.py. DDIM = Song et al. 2021, arXiv 2010.02502. DPM++ = Lu et al. 2022, arXiv 2211.01095.
@@ -15,6 +15,7 @@ Left out: Heun's and other predictor-correctors, continuous time. Next: networks
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +24,36 @@ from minidiff.denoiser import Denoiser
 from minidiff.diffusion import posterior, predict_eps, predict_x0, reverse_std, unclipped
 from minidiff.schedule import check_timesteps
 
+
+class Asked(NamedTuple):
+    """What the step before started from: the image, the noise predicted in it, and its ᾱ. For steps of second order."""
+
+    x_t: Tensor
+    eps: Tensor
+    alpha_bar_t: Tensor
+
+
 Noise = Callable[[Tensor], Tensor]  # fresh N(0, I) of the shape, dtype and device of its argument, like torch.randn_like
 Clip = Callable[[Tensor], Tensor]  # an estimate of x_0 -> the same, kept in the range of pixels
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Clip, Noise], Tensor]  # the signature of ddpm_step
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Clip, Noise, Asked | None], Tensor]  # as ddpm_step
 
 
-def ddpm_step(x_t: Tensor, eps: Tensor, v: Tensor | None, alpha_bar_t: Tensor, alpha_bar_prev: Tensor, clip: Clip = unclipped, noise: Noise = torch.randn_like) -> Tensor:
-    """One ancestral step from level t to t′ (DDPM Alg. 2, lines 3-4). Variance: β̃ when v is None, else learned (iDDPM Eq. 15)."""
+def ddpm_step(
+    x_t: Tensor,
+    eps: Tensor,
+    v: Tensor | None,
+    alpha_bar_t: Tensor,
+    alpha_bar_prev: Tensor,
+    clip: Clip = unclipped,
+    noise: Noise = torch.randn_like,
+    before: Asked | None = None,
+) -> Tensor:
+    """One ancestral step from level t to t′ (DDPM Alg. 2, lines 3-4): the image (B, C, H, W) at t′. All steps are called so.
+
+    eps, v:      what the denoiser says of x_t (denoiser.py). Variance: β̃ when v is None, else learned (iDDPM Eq. 15)
+    alpha_bar_t, alpha_bar_prev: 0-dim float64, ᾱ_t < ᾱ_t′
+    before:      what the step that led to x_t started from, None at the start of a walk; only `dpm_step` uses it
+    """
     x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
     mean, beta_tilde, beta = posterior(x_t, x_0, alpha_bar_t, alpha_bar_prev)
     if alpha_bar_prev == 1:
@@ -37,56 +61,48 @@ def ddpm_step(x_t: Tensor, eps: Tensor, v: Tensor | None, alpha_bar_t: Tensor, a
     return mean + reverse_std(v, beta_tilde, beta) * noise(x_t)
 
 
-def ddpm_large_step(x_t: Tensor, eps: Tensor, v: Tensor | None, alpha_bar_t: Tensor, alpha_bar_prev: Tensor, clip: Clip = unclipped, noise: Noise = torch.randn_like) -> Tensor:
-    """The same with variance β whatever v says: the course's choice, and exact for N(0, I) data (DDPM section 3.2)."""
+def ddpm_large_step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like, before=None):
+    """`ddpm_step` with variance β whatever v says: the course's choice, and exact for N(0, I) data (DDPM section 3.2)."""
     return ddpm_step(x_t, eps, torch.ones_like(eps), alpha_bar_t, alpha_bar_prev, clip, noise)
 
 
-def ddim(eta: float = 0.0) -> Step:
-    """DDIM's step (Eq. 12) with σ² = η² β̃: η = 0 is deterministic, η = 1 is `ddpm_step` with β̃. Raises ValueError unless 0 <= eta <= 1.
+def ddim_step(
+    x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like, before=None, *, eta: float = 0.0
+):
+    """DDIM's step (Eq. 12) with σ² = η² β̃: η = 0 draws no noise, η = 1 is `ddpm_step` with β̃.
 
-    ε is derived again from the clipped x_0, so that the two always agree on x_t.
+    ε is derived again from the clipped x_0, so that the two always agree on x_t. Another η: `partial(ddim_step, eta=0.5)`.
+    Raises ValueError unless 0 <= eta <= 1.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-
-    def step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like):
-        x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
-        if alpha_bar_prev == 1:
-            return x_0
-        eps = predict_eps(x_t, x_0, alpha_bar_t)
-        var = eta**2 * posterior(x_t, x_0, alpha_bar_t, alpha_bar_prev).beta_tilde
-        x_prev = alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - var).sqrt() * eps
-        return x_prev + var.sqrt() * noise(x_t) if eta > 0 else x_prev
-
-    return step
+    x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
+    if alpha_bar_prev == 1:
+        return x_0
+    eps = predict_eps(x_t, x_0, alpha_bar_t)
+    var = eta**2 * posterior(x_t, x_0, alpha_bar_t, alpha_bar_prev).beta_tilde
+    x_prev = alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - var).sqrt() * eps
+    return x_prev + var.sqrt() * noise(x_t) if eta > 0 else x_prev
 
 
-def dpm_solver() -> Step:
-    """DPM-Solver++(2M) (DPM++ Alg. 2), a step with a memory of one: λ and x_0 of the step before. It draws no noise.
+def dpm_step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like, before=None):
+    """A step of DPM-Solver++(2M) (DPM++ Alg. 2), which also uses the x_0 of the step before. It draws no noise.
 
         λ = ½ log(ᾱ / (1 − ᾱ)),  h = λ_t′ − λ_t,  r = (λ_t − λ_before) / h
         D = (1 + 1/2r) x_0 − 1/2r x_0,before        x_t′ = σ_t′/σ_t x_t − √ᾱ_t′ (e^−h − 1) D,  σ² = 1 − ᾱ
 
-    First order (D = x_0) at the start of a walk, after a jump, and on the last step, where λ = ∞.
+    First order (D = x_0) at the start of a walk, and on the last step, where λ = ∞.
     """
-    before = None  # (ᾱ it led to, λ, x_0) of the last step
-
-    def step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like):
-        nonlocal before
-        x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
-        log_snr, log_snr_prev = _half_log_snr(alpha_bar_t), _half_log_snr(alpha_bar_prev)
-        h = log_snr_prev - log_snr
-        D = x_0
-        if before is not None and before[0] == alpha_bar_t and alpha_bar_prev < 1 and before[2].shape == x_0.shape:
-            r = (log_snr - before[1]) / h
-            D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before[2]
-        before = (alpha_bar_prev, log_snr, x_0)
-        if alpha_bar_prev == 1:
-            return x_0
-        return ((1 - alpha_bar_prev) / (1 - alpha_bar_t)).sqrt() * x_t - alpha_bar_prev.sqrt() * torch.expm1(-h) * D
-
-    return step
+    x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
+    if alpha_bar_prev == 1:
+        return x_0
+    log_snr = _half_log_snr(alpha_bar_t)
+    h = _half_log_snr(alpha_bar_prev) - log_snr
+    D = x_0
+    if before is not None:
+        r = (log_snr - _half_log_snr(before.alpha_bar_t)) / h
+        D = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * clip(predict_x0(*before))
+    return ((1 - alpha_bar_prev) / (1 - alpha_bar_t)).sqrt() * x_t - alpha_bar_prev.sqrt() * torch.expm1(-h) * D
 
 
 @torch.no_grad()
@@ -106,29 +122,58 @@ def sample(
     x:         (B, C, H, W) at level timesteps[0]; N(0, I) when that is T
     timesteps: falling levels, T >= … >= 0; end in 0 for a clean image
     alpha_bar: (T + 1,) float64, the table of the network that `denoise` is made of
+    step:      ddpm_step, ddpm_large_step, ddim_step, dpm_step, or one of yours that is called like them
     constrain: (x_t, t) -> x_t, applied after every step (inpainting)
     Raises ValueError when the levels do not fall, or when an image is no longer finite.
     """
     check_timesteps(timesteps, len(alpha_bar) - 1)
+    before = None
     for t, t_prev in pairwise(timesteps):
-        eps, v = denoise(x, t)
-        x = step(x, eps, v, alpha_bar[t], alpha_bar[t_prev], clip, noise)
+        x, before = one_step(denoise, x, t, t_prev, alpha_bar, step, clip, noise, before)
         if constrain is not None:
             x = constrain(x, t_prev)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"the image is not finite after the step {t} -> {t_prev}: run in float32, and check the weights")
         yield t_prev, x
 
 
+def one_step(
+    denoise: Denoiser,
+    x_t: Tensor,
+    t: int,
+    t_prev: int,
+    alpha_bar: Tensor,
+    step: Step = ddpm_step,
+    clip: Clip = unclipped,
+    noise: Noise = torch.randn_like,
+    before: Asked | None = None,
+) -> tuple[Tensor, Asked]:
+    """The image (B, C, H, W) at level t_prev, and what the next step is given as `before`.
+
+    Raises ValueError when the image is no longer finite, and for a step that returns something else than an image.
+    """
+    eps, v = denoise(x_t, t)
+    x = step(x_t, eps, v, alpha_bar[t], alpha_bar[t_prev], clip, noise, before)
+    if not isinstance(x, Tensor) or x.shape != x_t.shape:
+        raise ValueError(f"a step returns the next image {tuple(x_t.shape)}, got {type(x).__name__}: see ddpm_step")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"the image is not finite after the step {t} -> {t_prev}: use float32, and check the weights")
+    return x, Asked(x_t, eps, alpha_bar[t])
+
+
 def last(steps: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """The final image of a walk."""
+    """The final image (B, C, H, W) of a walk. Raises ValueError for a walk without a step."""
+    x = None
     for _, x in steps:
         pass
+    if x is None:
+        raise ValueError("a walk needs at least one step, got none: give `last` the generator that `sample` returns")
     return x
 
 
 def noise_per_image(generators: list[torch.Generator]) -> Noise:
-    """A noise source with one CPU generator an image: image k is the same for any batch size and on any device."""
+    """A noise source with one CPU generator an image: image k is the same for any batch size and on any device.
+
+    Raises ValueError when it is asked for another number of images (B, C, H, W) than there are generators.
+    """
 
     def noise(like: Tensor) -> Tensor:
         if len(generators) != len(like):
@@ -140,7 +185,7 @@ def noise_per_image(generators: list[torch.Generator]) -> Noise:
 
 def seeded(seed: int, first: int, count: int) -> list[torch.Generator]:
     """Generators of the images first … first + count − 1 of a seed; image k of seed s is the same in every run."""
-    # PyTorch's CPU generator keeps the low 32 bits of a seed: spread the seeds by an odd number, or s and k would be lost in them
+    # PyTorch's CPU generator keeps the low 32 bits of a seed: spread the seeds by an odd number, or s and k would be lost
     return [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**32) for k in range(first, first + count)]
 
 

@@ -23,7 +23,9 @@ def from_beta(beta: Tensor) -> Tensor:
     """ᾱ of the T numbers β_1 … β_T: (T,) in [0, 1) -> (T + 1,) float64, beginning with ᾱ_0 = 1. Raises ValueError."""
     beta = beta.to(torch.float64)
     if beta.ndim != 1 or len(beta) == 0 or not bool(((beta >= 0) & (beta < 1)).all()):
-        raise ValueError(f"beta must be a list of numbers in [0, 1), got {beta.flatten()[:3].tolist()}... of shape {tuple(beta.shape)}")
+        raise ValueError(
+            f"beta must be a list of numbers in [0, 1), got {beta.flatten()[:3].tolist()}... of shape {tuple(beta.shape)}"
+        )
     return torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)])
 
 
@@ -77,7 +79,9 @@ def check_timesteps(timesteps: list[int], T: int) -> None:
     """Raises ValueError unless the levels fall strictly, inside T … 0. (Every walk asks this at its door.)"""
     falls = all(t > t_prev for t, t_prev in pairwise(timesteps))
     if len(timesteps) < 2 or not falls or timesteps[0] > T or timesteps[-1] < 0:
-        raise ValueError(f"timesteps must fall strictly from at most T = {T} to at least 0, got {list(timesteps[:4])}... ({len(timesteps)} levels)")
+        raise ValueError(
+            f"timesteps must fall strictly from at most T = {T} to at least 0, got {list(timesteps[:4])}... ({len(timesteps)} levels)"
+        )
 
 
 def _check_levels(T: int) -> None:

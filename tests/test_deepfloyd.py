@@ -15,7 +15,7 @@ from minidiff.deepfloyd import RESPACINGS, forget_text, load_stage, memory_plan,
 from minidiff.diffusion import add_noise, clip_to, dynamic_threshold, unclipped
 from minidiff.files import save_tensors
 from minidiff.guidance import cfg
-from minidiff.sampling import ddim, ddpm_step, dpm_solver, sample
+from minidiff.sampling import ddim_step, ddpm_step, dpm_step, sample
 from minidiff.schedule import cosine, linear
 
 ONE, TWO = GOLDEN / "tiny-if-I", GOLDEN / "tiny-if-II"
@@ -109,7 +109,7 @@ def test_the_solver_visits_the_references_levels_and_takes_its_steps(config, ste
         return 0.3 * x + 0.1 + 0.0002 * (t - 1), None
 
     clip = dynamic_threshold(0.95, 1.5) if "thresh" in config else unclipped
-    walk = sample(toy, numbers["dpm.init"], levels, cosine(), step=dpm_solver(), clip=clip)
+    walk = sample(toy, numbers["dpm.init"], levels, cosine(), step=dpm_step, clip=clip)
     for (_, x), want in zip(walk, numbers[f"dpm.{config}.trajectory"], strict=True):
         assert_close(x, want, atol=1e-4, rtol=1e-4)
 
@@ -202,7 +202,7 @@ def conditions(stage):
 def test_a_whole_walk_of_stage_one_is_the_references(tag, scale):
     stage = load_stage(ONE)
     prompt, empty = conditions(stage)
-    replay(cfg(text(stage.unet, prompt), text(stage.unet, empty), scale), tag, stage, dpm_solver() if "dpmpp" in tag else ddpm_step)
+    replay(cfg(text(stage.unet, prompt), text(stage.unet, empty), scale), tag, stage, dpm_step if "dpmpp" in tag else ddpm_step)
 
 
 @pytest.mark.parametrize("tag, level", [("II_ddpm4_g4_noise250", 251), ("II_ddpm3_g4_noise0", 1)])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from minidiff.editing import hold, inpaint, resampled, sdedit
 from minidiff.illusions import gaussian, grey
-from minidiff.sampling import ddim, ddpm_large_step, last, sample
+from minidiff.sampling import ddim_step, ddpm_large_step, last, sample
 from minidiff.schedule import strided
 
 HALF = torch.zeros(1, 1, 8, 8)
@@ -47,7 +47,7 @@ def test_an_edit_begins_with_the_picture_noised_to_the_first_level():
 def test_a_short_edit_keeps_more_of_the_picture():
     x_orig = torch.ones(1, 1, 1, 1, dtype=torch.float64)  # data N(0, ¼): the ODE maps levels to levels, so the factor is known
     for t in (900, 500, 100):
-        found = last(sdedit(gaussian_data(0.25), x_orig, strided(t, 1), ALPHA_BAR, step=ddim(), noise=torch.zeros_like))
+        found = last(sdedit(gaussian_data(0.25), x_orig, strided(t, 1), ALPHA_BAR, step=ddim_step, noise=torch.zeros_like))
         kept = (ALPHA_BAR[t] * 0.25 / (ALPHA_BAR[t] * 0.25 + 1 - ALPHA_BAR[t])).sqrt()
         assert_close(found.squeeze(), kept, rtol=0.02, atol=0)
 

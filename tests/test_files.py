@@ -2,8 +2,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch.testing import assert_close
 
 from minidiff import files, images, mnist, pretrained
 from minidiff.diffusion import clip_to
-from minidiff.sampling import ddim, ddpm_step, last, noise_per_image, sample, seeded
+from minidiff.sampling import ddim_step, ddpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, linear, linear_to_noise
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
@@ -30,10 +28,17 @@ def test_tensors_and_their_record_come_back(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path):
-    code = "import resource, sys, torch; from minidiff import files; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); import signal; "
-    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); files.save_tensors({'a': torch.zeros(10000)}, sys.argv[1], {})"
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.safetensors")], capture_output=True, text=True, check=False)
-    assert f"OSError: cannot write {tmp_path / 'x.safetensors'}" in result.stderr
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"^cannot write {tmp_path / 'x.safetensors'} "):
+            files.save_tensors({"a": torch.zeros(10000)}, tmp_path / "x.safetensors", {})
+        with pytest.raises(ValueError, match="name a place that can be written, with 3,000 bytes of room"):
+            files.check_writable(tmp_path / "x.safetensors", 3000)
+        files.check_writable(tmp_path / "x.safetensors", 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == []
 
 
@@ -98,17 +103,6 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, says):
     with pytest.raises(ValueError, match=says) as error:
         files.load_tensors(damaged(tmp_path, kind))
     assert "\n" not in str(error.value)
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_the_work_and_no_folder_is_made_before_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file" / "x.png", tmp_path):
-        with pytest.raises(ValueError, match="cannot write"):
-            files.check_writable(path)
-    files.check_writable(tmp_path / "new" / "newer" / "x.npz")
-    assert os.listdir(tmp_path) == ["file"]
-    files.save_arrays({"a": torch.zeros(1)}, tmp_path / "new" / "newer" / "x.npz", {})
-    assert os.listdir(tmp_path / "new" / "newer") == ["x.npz"]
 
 
 SETTINGS = {"task": "class", "width": 4, "T": 30, "schedule": "linear_to_noise", "target": "velocity", "pixels": [-1, 1], "classes": 10, "scale": 2.0}
@@ -245,7 +239,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place_beside_and_all_may_read
     before = os.umask(0o027)
     try:
         with files.replaced(tmp_path / "x.txt") as temporary:
-            assert temporary.parent == tmp_path  # a rename is atomic on one file system alone
+            assert temporary.parent.parent == tmp_path  # a rename is atomic on one file system alone
             temporary.write_text("new")
     finally:
         os.umask(before)
@@ -290,8 +284,8 @@ def test_a_guide_of_another_range_of_pixels_is_refused(weights, tmp_path):
 def test_a_walk_takes_the_step_the_labels_and_the_scale_that_it_is_given(weights):
     network, c, levels = pretrained.load_digits(weights, ("class",)), torch.tensor([3, 8]), [30, 20, 10, 0]
     noise = noise_per_image(seeded(1, 0, 2))
-    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=ddim(0.5), clip=clip_to(-1, 1), noise=noise))
-    assert_close(last(network.draw(seeded(1, 0, 2), levels, ddim(0.5), c, 30.0)), by_hand, rtol=0, atol=0)
+    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=partial(ddim_step, eta=0.5), clip=clip_to(-1, 1), noise=noise))
+    assert_close(last(network.draw(seeded(1, 0, 2), levels, partial(ddim_step, eta=0.5), c, 30.0)), by_hand, rtol=0, atol=0)
 
 
 def test_all_test_digits_of_a_kind_can_be_asked_for():

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from minidiff.adapters import labelled
 from minidiff.diffusion import eps_from_velocity
 from minidiff.guidance import cfg
-from minidiff.sampling import ddim, last, sample
+from minidiff.sampling import ddim_step, last, sample
 from minidiff.schedule import cosine, linear, strided
 
 COSINE = cosine(1000)
@@ -37,7 +37,7 @@ def test_guidance_of_scale_1_never_asks_the_unconditional_denoiser():
 def test_guided_one_image_data_end_in_the_exaggerated_image(mu, x_T):
     other = torch.flip(mu, [0])
     guided = cfg(one_image(mu, COSINE), one_image(other, COSINE), 3)
-    assert_close(last(sample(guided, x_T, strided(1000, 40), COSINE, step=ddim(0))), other + 3 * (mu - other), rtol=1e-6, atol=1e-6)
+    assert_close(last(sample(guided, x_T, strided(1000, 40), COSINE, step=ddim_step)), other + 3 * (mu - other), rtol=1e-6, atol=1e-6)
 
 
 class Recorder(nn.Module):

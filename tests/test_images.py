@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from formulas import images
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
 from minidiff.illusions import view, views
-from minidiff.images import beside, captioned, curve, grid, save_gif, under_way
+from minidiff.images import beside, captioned, curve, grid, one_line, save_gif, under_way
 
 
 def pixels(canvas, H, zoom):
@@ -70,6 +70,35 @@ def test_names_stand_above_their_columns_and_beside_their_rows():
     above = [ink(captioned(paper, names))[0] for names in (["MMM", ""], ["", "MMM"])]
     left = [ink(beside(paper, names))[1] for names in (["MMM", ""], ["", "MMM"])]
     assert (above, left) == (pytest.approx([50, 150], abs=10), pytest.approx([25, 75], abs=10))
+
+
+ANY_TEXT = ["a\nb", "\r\n", "\0", "\x1b[31m", "\ud800", "\udcff", "👨‍👩‍👧", "שלום", "e\u0301" * 500, "\u200b" * 99, "\u202eabc", "\u2028", "日本語" * 99, "\U0010ffff"]
+
+
+@pytest.mark.parametrize("text", ANY_TEXT, ids=ascii)
+@pytest.mark.parametrize("width", [3, 200])
+def test_any_text_is_a_caption(text, width):
+    paper = Image.new("RGB", (width, 20), "white")
+    assert captioned(paper, [text] * 2).size == (width, 36)
+    assert beside(paper, [text] * 2).size == (width + 40, 20)
+
+
+def test_a_line_break_is_a_space_and_what_is_too_long_ends_in_dots():
+    assert one_line("a\nfox\t in\r\nsnow ", 300) == "a fox in snow"
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    long = "an oil painting of a village" * 9
+    k = len(one_line(long, 120)) - 3
+    assert one_line(long, 120) == long[:k] + "..."
+    assert draw.textlength(long[:k] + "...") <= 120 < draw.textlength(long[: k + 1] + "...")
+    assert (one_line("W", 4), one_line("abc", -2)) == ("W", "")
+
+
+def test_the_time_of_a_caption_does_not_grow_with_the_square_of_its_length(monkeypatch):
+    asked = []
+    textlength = ImageDraw.ImageDraw.textlength
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", lambda self, text: asked.append(len(text)) or textlength(self, text))
+    captioned(Image.new("L", (400, 20)), ["ab " * 10**6])
+    assert sum(asked) < 10_000
 
 
 def test_a_falling_loss_is_drawn_falling():

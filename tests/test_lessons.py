@@ -15,9 +15,9 @@ from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors, save_arrays, save_tensors
 from minidiff.illusions import gaussian
 from minidiff.pretrained import Digits, build
-from minidiff.reader import RealDigits, load_reader, readings, to_nearest
+from minidiff.judge import RealDigits, load_reader, readings, to_nearest
 from minidiff.schedule import linear_to_noise
-from minidiff.scores import concealment, frechet
+from minidiff.judge import concealment, frechet
 
 LEVELS = [218, 182, 155, 136, 118, 64]
 MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3  # the one image that is known for each label; the last for none

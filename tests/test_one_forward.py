@@ -11,7 +11,7 @@ from minidiff.illusions import anagram, colour_hybrid, gaussian, hybrid, triple_
 from minidiff.networks.mnist_unet import UNet
 from minidiff.one_forward import one_forward, rows, sequential
 from minidiff.pretrained import Digits
-from minidiff.sampling import ddim, last, sample
+from minidiff.sampling import ddim_step, last, sample
 from minidiff.schedule import linear
 
 ALPHA_BAR = linear(50)
@@ -94,7 +94,7 @@ def test_whole_walks_agree_and_call_the_network_once_a_step(digits):
     x_T = torch.randn(2, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     formula = FORMULAS["guided hybrid"][0]
     network, calls = counting(digits.network)
-    walks = [last(sample(make, x_T, [50, 30, 10, 0], ALPHA_BAR, step=ddim())) for make in (one_forward(network, formula), sequential(digits.network, formula))]
+    walks = [last(sample(make, x_T, [50, 30, 10, 0], ALPHA_BAR, step=ddim_step)) for make in (one_forward(network, formula), sequential(digits.network, formula))]
     assert_close(*walks)
     assert calls == [6, 6, 6]
 

@@ -15,7 +15,7 @@ from minidiff.deepfloyd import respaced, schedule_of, solver_levels
 from minidiff.guidance import cfg
 from minidiff.networks.if_unet import IFUNet
 from minidiff.networks.t5 import T5Encoder, bucket
-from minidiff.sampling import ddpm_step, dpm_solver, sample
+from minidiff.sampling import ddpm_step, dpm_step, sample
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon",
@@ -132,7 +132,7 @@ def test_the_solver_on_the_cosine_schedule(steps, cap):
         return 0.7 * x + 0.1 * torch.sin(3 * x) + 1e-4 * t, None
 
     x_T = want = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for (_, x), t_theirs in zip(sample(toy, x_T, levels, alpha_bar, step=dpm_solver(), clip=clip), theirs.timesteps):
+    for (_, x), t_theirs in zip(sample(toy, x_T, levels, alpha_bar, step=dpm_step, clip=clip), theirs.timesteps):
         want = theirs.step(toy(want, int(t_theirs) + 1)[0], t_theirs, want).prev_sample
         assert_close(x, want, atol=1e-3, rtol=1e-3)
 
@@ -177,7 +177,7 @@ def test_the_whole_walk_of_stage_one(respacing, solver, size):
     want = pipe(prompt_embeds=prompt, negative_prompt_embeds=empty, height=size[0], width=size[1], guidance_scale=7.0, output_type="pt", generator=Recorder().generator, **steps).images
     noise = Recorder()
     denoise = cfg(text(unet, unet.encode(prompt)), text(unet, unet.encode(empty)), 7.0)
-    *_, (_, x) = sample(denoise, noise(torch.empty(2, 3, *size)), levels, alpha_bar, step=dpm_solver() if solver else ddpm_step, clip=clip, noise=noise)
+    *_, (_, x) = sample(denoise, noise(torch.empty(2, 3, *size)), levels, alpha_bar, step=dpm_step if solver else ddpm_step, clip=clip, noise=noise)
     assert 0.1 < want.std() and (want.abs() < 0.99).float().mean() > 0.3  # not all cut off
     assert_close(x, want, atol=2e-3, rtol=0)
 

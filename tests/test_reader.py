@@ -9,8 +9,8 @@ from minidiff import mnist, reader
 from minidiff.files import load_tensors, save_tensors
 from minidiff.networks.mnist_classifier import Classifier
 from minidiff.pretrained import WEIGHTS
-from minidiff.reader import Reader, RealDigits, load_reader, plausible, read_as, readings, real_digits, real_floor, to_nearest
-from minidiff.scores import alignment, frechet
+from minidiff.judge import Reader, RealDigits, load_reader, plausible, read_as, readings, real_digits, real_floor, to_nearest
+from minidiff.judge import alignment, frechet
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from conftest import gaussian, impulses, one_image
 from torch.testing import assert_close
 
 from minidiff.diffusion import clip_to, predict_eps
-from minidiff.sampling import ddim, ddpm_large_step, ddpm_step, dpm_solver, last, noise_per_image, sample, seeded
+from minidiff.sampling import ddim_step, ddpm_large_step, ddpm_step, dpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, evenly_spaced, linear, strided
 
 COSINE = cosine(1000)
-STEPS = {"ddpm": ddpm_step, "ddpm-large": ddpm_large_step, "ddim": ddim(0), "ddim-half": ddim(0.5), "ddim-1": ddim(1), "dpm": dpm_solver()}
+STEPS = {"ddpm": ddpm_step, "ddpm-large": ddpm_large_step, "ddim": ddim_step, "ddim-half": partial(ddim_step, eta=0.5), "ddim-1": partial(ddim_step, eta=1), "dpm": dpm_step}
 
 
 def output_variance(var, levels, step, alpha_bar=COSINE, v=None):
@@ -39,7 +39,7 @@ GAUSSIAN = [
 def test_gaussian_data_come_out_with_the_exact_variance(var, levels, beta_tilde, beta, ddim_0):
     assert output_variance(var, levels, ddpm_step) == pytest.approx(beta_tilde, abs=5e-5)
     assert output_variance(var, levels, ddpm_large_step) == pytest.approx(beta, abs=5e-5)
-    assert output_variance(var, levels, ddim(0)) == pytest.approx(ddim_0, abs=5e-5)
+    assert output_variance(var, levels, ddim_step) == pytest.approx(ddim_0, abs=5e-5)
 
 
 def test_gaussian_data_on_the_linear_schedule_at_stride_10_and_1():
@@ -70,10 +70,10 @@ def test_ddim_with_eta_1_is_ddpm_with_beta_tilde(levels, x_T):
         noise = lambda like: torch.randn(like.shape, generator=g, dtype=like.dtype)
         return last(sample(gaussian(0.3, COSINE), x_T, levels, COSINE, step=step, noise=noise))
 
-    assert_close(walk(ddim(1)), walk(ddpm_step), rtol=1e-9, atol=1e-9)
+    assert_close(walk(partial(ddim_step, eta=1)), walk(ddpm_step), rtol=1e-9, atol=1e-9)
 
 
-def test_dpm_solver_is_second_order_and_ddim_first():
+def test_dpm_step_is_second_order_and_ddim_first():
     """The exact answer for N(0, var) data: the walk follows the flow, x_0 = √var x_T / √(ᾱ_T var + 1 − ᾱ_T). Halve h: errors fall by 4, by 2."""
     var, T = 0.25, 4000
     alpha_bar = cosine(T)
@@ -86,9 +86,9 @@ def test_dpm_solver_is_second_order_and_ddim_first():
         levels = [round(3200 + (end - 3200) * i / steps) for i in range(steps + 1)]
         return abs(float(last(sample(gaussian(var, alpha_bar), x, levels, alpha_bar, step=step))) - exact)
 
-    assert 3.4 < error(dpm_solver(), 20) / error(dpm_solver(), 40) < 4.6
-    assert 1.8 < error(ddim(0), 20) / error(ddim(0), 40) < 2.2
-    assert error(dpm_solver(), 40) < error(ddim(0), 40) / 10
+    assert 3.4 < error(dpm_step, 20) / error(dpm_step, 40) < 4.6
+    assert 1.8 < error(ddim_step, 20) / error(ddim_step, 40) < 2.2
+    assert error(dpm_step, 40) < error(ddim_step, 40) / 10
 
 
 def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction_makes_room_for_it():
@@ -98,7 +98,7 @@ def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction
     zero = 0 * one
 
     def step(x, eps, z):
-        return float(ddim(0.5)(x, eps, None, a, b, noise=lambda like: z * one))
+        return float(partial(ddim_step, eta=0.5)(x, eps, None, a, b, noise=lambda like: z * one))
 
     sigma = 0.5 * 0.24609375**0.5
     assert step(zero, zero, 1.0) == pytest.approx(sigma, rel=1e-12)
@@ -106,30 +106,30 @@ def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction
     assert step(0.8 * one, one, 0.0) == pytest.approx((0.36 - sigma**2) ** 0.5, rel=1e-12)
 
 
-def test_dpm_solver_extrapolates_x0_to_the_middle_of_an_uneven_step():
+def test_dpm_step_extrapolates_x0_to_the_middle_of_an_uneven_step():
     """Three levels with λ at −1, 0 and 3: after a step of 1, the middle of a step of 3 is 1.5 ahead: D = x_0 + 1.5 (x_0 − x_0,before)."""
     lam = torch.tensor([3.0, 0.0, -1.0]).double()
     alpha_bar = torch.cat([torch.ones(1).double(), torch.sigmoid(2 * lam)])  # ᾱ = 1/(1 + e^−2λ)
     answers = {3: 0.2, 2: 0.5}
     denoise = lambda x, t: (predict_eps(x, answers[t], alpha_bar[t]), None)
-    states = dict(sample(denoise, torch.ones(1, 1, 1, 1).double(), [3, 2, 1], alpha_bar, step=dpm_solver()))
+    states = dict(sample(denoise, torch.ones(1, 1, 1, 1).double(), [3, 2, 1], alpha_bar, step=dpm_step))
     sigma = (1 - alpha_bar).sqrt()
     D = 0.5 + 1.5 * (0.5 - 0.2)
     assert_close(states[1], sigma[1] / sigma[2] * states[2] + alpha_bar[1].sqrt() * (1 - torch.exp(torch.tensor(-3.0).double())) * D)
 
 
-def test_the_first_and_the_last_step_of_dpm_solver_are_ddim_steps(x_T):
+def test_the_first_and_the_last_step_of_dpm_step_are_ddim_steps(x_T):
     def one(step, levels):
         return last(sample(gaussian(0.25, COSINE), x_T, levels, COSINE, step=step))
 
-    assert_close(one(dpm_solver(), [800, 500]), one(ddim(0), [800, 500]))
-    solver = dpm_solver()
+    assert_close(one(dpm_step, [800, 500]), one(ddim_step, [800, 500]))
+    solver = dpm_step
     states = list(sample(gaussian(0.25, COSINE), x_T, [800, 500, 0], COSINE, step=solver))
-    assert_close(states[-1][1], one(ddim(0), [800, 500, 0]))
+    assert_close(states[-1][1], one(ddim_step, [800, 500, 0]))
 
 
-def test_dpm_solver_forgets_the_walk_before_when_it_is_used_again(x_T):
-    solver = dpm_solver()
+def test_dpm_step_forgets_the_walk_before_when_it_is_used_again(x_T):
+    solver = dpm_step
     walks = [last(sample(gaussian(0.25, COSINE), x_T, evenly_spaced(1000, 8), COSINE, step=solver)) for _ in range(2)]
     assert_close(walks[0], walks[1], rtol=0, atol=0)
 
@@ -146,7 +146,7 @@ def test_deterministic_samplers_draw_nothing():
     def forbidden(like):
         raise AssertionError("drew noise")
 
-    for step in (ddim(0), dpm_solver()):
+    for step in (ddim_step, dpm_step):
         last(sample(gaussian(0.25, COSINE), torch.ones(1, 1, 1, 1), strided(1000, 100), COSINE, step=step, noise=forbidden))
 
 
@@ -162,7 +162,7 @@ def test_ddim_derives_eps_again_from_the_clipped_x0():
     x = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
     x_0 = torch.ones_like(x)  # the estimate (x − 0)/√ᾱ is far above 1
     eps = (x - a.sqrt() * x_0) / (1 - a).sqrt()
-    assert_close(ddim(0)(x, torch.zeros_like(x), None, a, b, clip_to(-1, 1)), b.sqrt() * x_0 + (1 - b).sqrt() * eps)
+    assert_close(ddim_step(x, torch.zeros_like(x), None, a, b, clip_to(-1, 1)), b.sqrt() * x_0 + (1 - b).sqrt() * eps)
 
 
 def test_the_walk_yields_each_level_after_its_step_and_obeys_the_constraint(mu, x_T):
@@ -209,7 +209,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="fall strictly"):
         next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [5, 9, 0], COSINE))
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 2"):
-        ddim(2)
+        partial(ddim_step, eta=2)
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         noise_per_image(seeded(1, 0, 2))(torch.empty(3, 1, 2, 2))
 
@@ -237,16 +237,16 @@ def test_a_walk_keeps_no_graph_of_its_steps():
     assert not last(sample(lambda x, t: (weight * x, None), torch.ones(1, 1, 1, 1), [9, 5, 0], linear(300))).requires_grad
 
 
-def test_dpm_solver_begins_anew_when_the_batch_has_another_size(x_T):
+def test_dpm_step_begins_anew_when_the_batch_has_another_size(x_T):
     """A walk from the level at which the one before broke off, but of one image and not of two."""
-    solver, denoise, alpha_bar = dpm_solver(), lambda x, t: (x / 2, None), linear(1000)
+    solver, denoise, alpha_bar = dpm_step, lambda x, t: (x / 2, None), linear(1000)
     last(sample(denoise, x_T, [800, 500], alpha_bar, step=solver))
-    assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim(0))))
+    assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim_step)))
 
 
-def test_dpm_solver_remembers_the_estimate_as_it_was_clipped(x_T):
+def test_dpm_step_remembers_the_estimate_as_it_was_clipped(x_T):
     """The estimate is 5, and 1 after the clip, at every level: nothing changes, so the second order has nothing to add to the first."""
     alpha_bar, clip = linear(1000), clip_to(-1, 1)
     denoise = one_image(torch.full_like(x_T, 5.0), alpha_bar)
-    one, other = (last(sample(denoise, x_T, [900, 600, 300, 100], alpha_bar, step=step, clip=clip)) for step in (dpm_solver(), ddim(0)))
+    one, other = (last(sample(denoise, x_T, [900, 600, 300, 100], alpha_bar, step=step, clip=clip)) for step in (dpm_step, ddim_step))
     assert_close(one, other)

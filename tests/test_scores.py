@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minidiff.scores import alignment, concealment, frechet, psnr
+from minidiff.judge import alignment, concealment, frechet, psnr
 
 
 def randn(*shape, seed=0):

@@ -17,8 +17,8 @@ from minidiff import cfg, clip_to, images, labelled, last, linear, linear_to_noi
 from minidiff import sample as walk
 from minidiff.files import load_tensors, save_tensors
 from minidiff.networks.mnist_unet import UNet
-from minidiff.sampling import ddim, ddpm_large_step
-from minidiff.scores import psnr
+from minidiff.sampling import ddim_step, ddpm_large_step
+from minidiff.judge import psnr
 
 SMALL = ["--width", "4", "--limit", "256"]
 
@@ -283,7 +283,7 @@ def test_threshold_blackens_faint_pixels_and_leaves_the_others(runs, tmp_path):
         (["digits", "--steps", "many"], "many"),
         (["digits", "-n", "0"], "-n wants 1 to 10000000, got 0"),
         (["digits", "-n", "50000"], "a picture holds at most 10000 images, got -n 50000"),
-        (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim, ddpm, ddpm-large, got 'euler'"),
+        (["digits", "--sampler", "euler"], "--sampler wants one of dpm, ddim_step, ddpm, ddpm-large, got 'euler'"),
         (["digits", "--sampler", "ddim", "--eta", "3"], "--eta wants 0 to 1, got 3"),
         (["denoise", "--level", "301"], "--level must be between 1 and T = 300, got 301"),
         (["digits", "--model", "mnist-nothing"], "got 'mnist-nothing'"),
@@ -360,7 +360,7 @@ def test_a_run_is_not_resumed_with_a_setting_that_it_did_not_have_nor_its_weight
     assert "holds a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "step"), [(["--sampler", "ddim"], ddim(0)), (["--sampler", "ddim", "--eta", 0.5], ddim(0.5)), (["--sampler", "ddpm-large"], ddpm_large_step)], ids=["ddim", "ddim-half", "ddpm-large"])
+@pytest.mark.parametrize(("flags", "step"), [(["--sampler", "ddim"], ddim_step), (["--sampler", "ddim", "--eta", 0.5], partial(ddim_step, eta=0.5)), (["--sampler", "ddpm-large"], ddpm_large_step)], ids=["ddim", "ddim-half", "ddpm-large"])
 def test_the_sampler_and_its_eta_reach_the_walk(runs, tmp_path, flags, step):
     network, noise = load_digits(model(runs, "class"), ("class",)), noise_of(137, 2)
     x = last(walk(network.denoiser(torch.tensor([0, 1])), noise(None), [300, 200, 100, 0], linear_to_noise(300), step=step, clip=clip_to(-1, 1), noise=noise))
@@ -375,7 +375,7 @@ def test_denoise_is_guided_by_the_digits_own_label_from_half_of_T_and_each_psnr_
     guided = cfg(labelled(unet, labels, alpha_bar, 10, "velocity"), labelled(unet, None, alpha_bar, 10, "velocity"), 3.0)
     a = alpha_bar[150]
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
-    x = last(walk(guided, x_t, [150, 100, 50, 0], alpha_bar, step=ddim(0), clip=clip_to(-1, 1)))
+    x = last(walk(guided, x_t, [150, 100, 50, 0], alpha_bar, step=ddim_step, clip=clip_to(-1, 1)))
     one_step = (x_t - (1 - a).sqrt() * guided(x_t, 150)[0]) / a.sqrt()
     unit = [((y + 1) / 2).clamp(0, 1) for y in (x_0, x, one_step, gaussian_blur(x_t / a.sqrt(), 13, 2.5))]
     capsys.readouterr()

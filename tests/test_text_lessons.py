@@ -22,7 +22,7 @@ from minidiff.guidance import cfg
 from minidiff.illusions import anagram, gaussian, hybrid, view
 from minidiff.networks.if_unet import IFUNet, TextState
 from minidiff.one_forward import rows
-from minidiff.sampling import dpm_solver, last, noise_per_image, seeded
+from minidiff.sampling import dpm_step, last, noise_per_image, seeded
 from minidiff.schedule import strided
 
 ONE, TWO = str(GOLDEN / "tiny-if-I"), str(GOLDEN / "tiny-if-II")
@@ -75,7 +75,7 @@ def test_text_is_the_guided_walk_by_hand(run, one, sampler):
     """Named respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it is safe to begin."""
     fox, empty = told(one, "a fox", "")
     denoise = cfg(text(one.unet, fox), text(one.unet, empty), 7.0)
-    levels, step = (deepfloyd.respaced("fast27"), None) if sampler == "ddpm" else (deepfloyd.solver_levels(one.alpha_bar, 4), dpm_solver())
+    levels, step = (deepfloyd.respaced("fast27"), None) if sampler == "ddpm" else (deepfloyd.solver_levels(one.alpha_bar, 4), dpm_step)
     made = run("text", "A Fox ", "--model", ONE, "-n", 2, "--sampler", sampler, "--steps", "fast27" if sampler == "ddpm" else 4, "--seed", 5)
     assert_close(made["images"], unit(by_hand(one, denoise, levels, noises(5, 2), 2, step)), **CLOSE)
     assert set(made) == {"images"}
@@ -158,7 +158,7 @@ def second_walk(two, x, denoise_of, seed=138):
     low = enlarged(2 * x - 1, (32, 32), two.low_alpha_bar, 251, noise)
     levels = deepfloyd.solver_levels(two.alpha_bar, 3)
     with torch.no_grad():
-        return unit(last(walk(denoise_of(low), x_T, levels, two.alpha_bar, step=dpm_solver(), clip=two.clip, noise=noise)))
+        return unit(last(walk(denoise_of(low), x_T, levels, two.alpha_bar, step=dpm_step, clip=two.clip, noise=noise)))
 
 
 def test_an_anagram_is_enlarged_with_the_low_resolution_seen_through_each_view(run, one, two):
@@ -166,7 +166,7 @@ def test_an_anagram_is_enlarged_with_the_low_resolution_seen_through_each_view(r
     x, turn = run(*command)["images"], view("rot90")
     (man, fire, empty), (man2, fire2, empty2) = told(one, "an old man", "a campfire", ""), told(two, "an old man", "a campfire", "")
     first = anagram([cfg(text(one.unet, c), text(one.unet, empty), 7.0) for c in (man, fire)], [view("identity"), turn])
-    assert_close(x, unit(by_hand(one, first, deepfloyd.solver_levels(one.alpha_bar, 2), noises(137, 2), 2, dpm_solver())), **CLOSE)
+    assert_close(x, unit(by_hand(one, first, deepfloyd.solver_levels(one.alpha_bar, 2), noises(137, 2), 2, dpm_step)), **CLOSE)
 
     def second(low):
         seen = [(man2, low), (fire2, turn.apply(low))]
@@ -390,7 +390,7 @@ def test_upscale_by_hand_at_another_noise_level(run, two):
     low = enlarged(x, (32, 32), two.low_alpha_bar, 101, noise)
     denoise = cfg(superres(two.unet, tower, low, 101), superres(two.unet, empty, low, 101), 4.0)
     with torch.no_grad():
-        x_0 = last(walk(denoise, x_T, deepfloyd.solver_levels(two.alpha_bar, 3), two.alpha_bar, step=dpm_solver(), clip=two.clip, noise=noise))
+        x_0 = last(walk(denoise, x_T, deepfloyd.solver_levels(two.alpha_bar, 3), two.alpha_bar, step=dpm_step, clip=two.clip, noise=noise))
     assert_close(made["images"], unit(x_0), **CLOSE)
 
 

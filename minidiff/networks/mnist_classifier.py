@@ -29,10 +29,12 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """x (B, 1, 28, 28), pixels in [0, 1] -> (B, 4D). Raises ValueError when x has another shape."""
         if x.shape != (len(x), 1, 28, 28):
-            raise ValueError(f"this classifier is built for images (B, 1, 28, 28), got {tuple(x.shape)}: resize or crop them")
-        a = self.enter(x)                                                     # D,  28
-        b = self.down1(a)                                                     # 2D, 14
-        return self.flatten(self.down2(b))                                    # 4D, 7 -> 4D
+            raise ValueError(
+                f"this classifier is built for images (B, 1, 28, 28), got {tuple(x.shape)}: resize or crop them"
+            )
+        a = self.enter(x)  # D,  28
+        b = self.down1(a)  # 2D, 14
+        return self.flatten(self.down2(b))  # 4D, 7 -> 4D
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 1, 28, 28), pixels in [0, 1] -> (B, 10), logits: their softmax is the probability of each digit."""

@@ -63,7 +63,7 @@ class FromOnePixel(nn.ConvTranspose2d):
     """A transposed convolution of one pixel is one product of matrices, and many times as fast so: (B, C, 1, 1) -> (B, C, 7, 7)."""
 
     def forward(self, z: Tensor) -> Tensor:
-        painted = z.flatten(1) @ self.weight.permute(0, 2, 3, 1).flatten(1)   # (B, C) · (C, 7 · 7 · C)
+        painted = z.flatten(1) @ self.weight.permute(0, 2, 3, 1).flatten(1)  # (B, C) · (C, 7 · 7 · C)
         return painted.unflatten(1, (*self.kernel_size, -1)).permute(0, 3, 1, 2) + self.bias[:, None, None]
 
 
@@ -108,28 +108,32 @@ class UNet(nn.Module):
         Raises ValueError when x, t or c has another shape: (B,) in place of (B, 1) would broadcast in silence.
         """
         self._check(x, t, c)
-        a = self.enter(x)                                                     # D,  28
-        b = self.down1(a)                                                     # D,  14
-        d = self.down2(b)                                                     # 2D, 7
-        z = self.unflatten(self.flatten(d))                                   # 2D, 1 -> 2D, 7
+        a = self.enter(x)  # D,  28
+        b = self.down1(a)  # D,  14
+        d = self.down2(b)  # 2D, 7
+        z = self.unflatten(self.flatten(d))  # 2D, 1 -> 2D, 7
         if self.classes:
             z = self.class1(c)[:, :, None, None] * z
         if self.time:
             z = z + self.time1(t)[:, :, None, None]
-        u1 = self.up1(torch.cat([d, z], dim=1))                               # 4D, 7 -> D, 14
+        u1 = self.up1(torch.cat([d, z], dim=1))  # 4D, 7 -> D, 14
         if self.classes:
             u1 = self.class2(c)[:, :, None, None] * u1
         if self.time:
             u1 = u1 + self.time2(t)[:, :, None, None]
-        u2 = self.up2(torch.cat([b, u1], dim=1))                              # 2D, 14 -> D, 28
-        return self.leave(torch.cat([a, u2], dim=1))                          # 2D, 28 -> 1, 28
+        u2 = self.up2(torch.cat([b, u1], dim=1))  # 2D, 14 -> D, 28
+        return self.leave(torch.cat([a, u2], dim=1))  # 2D, 28 -> 1, 28
 
     def _check(self, x: Tensor, t: Tensor | None, c: Tensor | None) -> None:
         B = len(x)
         if x.shape != (B, 1, 28, 28):
-            raise ValueError(f"this U-Net is built for images (B, 1, 28, 28), got {tuple(x.shape)}: resize or crop them")
+            raise ValueError(
+                f"this U-Net is built for images (B, 1, 28, 28), got {tuple(x.shape)}: resize or crop them"
+            )
         for name, value, features in (("t", t, int(self.time)), ("c", c, self.classes)):
             got = None if value is None else tuple(value.shape)
             want = (B, features) if features else None
             if got != want:
-                raise ValueError(f"this U-Net wants {name} of shape {want}, got {got}: check the network's time and classes")
+                raise ValueError(
+                    f"this U-Net wants {name} of shape {want}, got {got}: check the network's time and classes"
+                )
