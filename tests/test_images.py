@@ -7,7 +7,7 @@ from formulas import images
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from minidiff.images import beside, captioned, curve, grid, one_line, save_gif
+from minidiff.images import _round_numbers, beside, captioned, curve, grid, one_line, save_gif
 from minidiff.views import under_way, view, views
 
 
@@ -41,9 +41,7 @@ def test_the_middle_pixel_of_an_odd_image_has_no_angle_and_stays_a_number():
 def test_a_mirror_image_folds_on_its_axis_and_a_negative_is_grey_half_way():
     x = images(1, 1, 8, 8) / 2 + 0.5
     folded = under_way(x, view("vflip"), 0.5, paper=-1.0)
-    assert (
-        folded[0, 0].amax(1) >= 0
-    ).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
+    assert (folded[0, 0].amax(1) >= 0).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
     assert_close(pixels(under_way(x, view("negate"), 0.5), 8, 4), torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64))
 
 
@@ -74,22 +72,7 @@ def test_names_stand_above_their_columns_and_beside_their_rows():
     assert (above, left) == (pytest.approx([50, 150], abs=10), pytest.approx([25, 75], abs=10))
 
 
-ANY_TEXT = [
-    "a\nb",
-    "\r\n",
-    "\0",
-    "\x1b[31m",
-    "\ud800",
-    "\udcff",
-    "👨‍👩‍👧",
-    "שלום",
-    "e\u0301" * 500,
-    "\u200b" * 99,
-    "\u202eabc",
-    "\u2028",
-    "日本語" * 99,
-    "\U0010ffff",
-]
+ANY_TEXT = ["a\nb", "\r\n", "\0", "\x1b[31m", "\ud800", "\udcff", "👨‍👩‍👧", "שלום", "e\u0301" * 500, "\u200b" * 99, "\u202eabc", "\u2028", "日本語" * 99, "\U0010ffff"]
 
 
 @pytest.mark.parametrize("text", ANY_TEXT, ids=ascii)
@@ -97,7 +80,7 @@ ANY_TEXT = [
 def test_any_text_is_a_caption(text, width):
     paper = Image.new("RGB", (width, 20), "white")
     assert captioned(paper, [text] * 2).size == (width, 36)
-    assert beside(paper, [text] * 2).height == 20
+    assert beside(paper, [text] * 2).size == (width + 40, 20)
 
 
 def test_a_line_break_is_a_space_and_what_is_too_long_ends_in_dots():
@@ -113,9 +96,7 @@ def test_a_line_break_is_a_space_and_what_is_too_long_ends_in_dots():
 def test_the_time_of_a_caption_does_not_grow_with_the_square_of_its_length(monkeypatch):
     asked = []
     textlength = ImageDraw.ImageDraw.textlength
-    monkeypatch.setattr(
-        ImageDraw.ImageDraw, "textlength", lambda self, text: asked.append(len(text)) or textlength(self, text)
-    )
+    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", lambda self, text: asked.append(len(text)) or textlength(self, text))
     captioned(Image.new("L", (400, 20)), ["ab " * 10**6])
     assert sum(asked) < 10_000
 
@@ -124,7 +105,23 @@ def test_a_falling_loss_is_drawn_falling():
     line = np.asarray(curve([1.0, 0.1, 0.01]))
     rows, columns = (line == (0, 0, 128)).all(-1).nonzero()  # navy
     height = dict(zip(columns.tolist(), rows.tolist()))
-    assert height[50] < height[320] < height[590]
-    assert height[320] == pytest.approx(
-        (height[50] + height[590]) / 2, abs=3
-    )  # a straight line: the axis is logarithmic
+    assert height[70] < height[344] < height[618]
+    assert height[344] == pytest.approx((height[70] + height[618]) / 2, abs=3)  # straight: the axis is logarithmic
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.03, 1.2, [0.05, 0.1, 0.2, 0.5, 1.0]),
+        (1e-4, 1.0, [1e-4, 1e-3, 1e-2, 0.1, 1.0]),
+        (0.6, 0.9, [0.6, 0.675, 0.75, 0.825, 0.9]),
+    ],
+)
+def test_the_ticks_of_a_curve_are_round_numbers(low, high, ticks):
+    assert _round_numbers(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.9**k for k in range(1000)]])
+def test_a_curve_is_drawn_of_any_number_of_steps(values):
+    picture = np.asarray(curve(values))
+    assert picture.shape == (360, 640, 3)
