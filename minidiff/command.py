@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:
+        """What argparse calls for wrong arguments."""
         raise ValueError(f"{message}: {self.prog} --help lists what it takes")
 
 
@@ -205,8 +206,7 @@ class Others:
         except RuntimeError as error:
             why = " ".join(str(error).split())[:160]
             raise ValueError(
-                f"the processes cannot meet at {address}:{port} ({why}): start all with torchrun, or on another "
-                f"--master_port"
+                f"the processes cannot meet at {address}:{port} ({why}): start all with torchrun, or on another port"
             ) from None
         return dist.PrefixStore(f"minidiff/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 

@@ -205,7 +205,7 @@ def _refused(response, repo: str, file: str) -> str | None:
         return f"{why}: accept it at {page}, then try again"
     if code == "RepoNotFound" and "credentials" not in low:
         hint = f"it may be private: {_login()}, or " if status == 401 else ""
-        return f"the hub has no model {repo} that you may see ({status}): {hint}check the spelling of --model"
+        return f"the hub has no model {repo} that you may see ({status}): {hint}check the spelling"
     if code == "RevisionNotFound":
         lost = f"the hub no longer has the commit of {repo} that is in the cache"
         return f"{lost}: delete {_folder(repo)} and start again"

@@ -53,7 +53,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
             ended_well = True
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot write {path} ({why}): make room, or give --out another place") from None
+        raise OSError(f"cannot write {path} ({why}): make room, or name another place") from None
     finally:
         for folder in [] if ended_well else new:  # innermost first; what is not empty stays
             with suppress(OSError):
@@ -260,9 +260,7 @@ def load_arrays(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
     if path.suffix != ".npz":
-        raise ValueError(
-            f"arrays are in a .safetensors or .npz file, got {path}: write them with --out NAME.safetensors"
-        )
+        raise ValueError(f"arrays are in a .safetensors or .npz file, got {path}: let a lesson write NAME.safetensors")
     if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}: check the path")
     try:

@@ -43,7 +43,7 @@ def fetch(model: str | Path, *names: str) -> Path:
     if not re.fullmatch(NAME, str(model), re.ASCII) or len(str(model)) > 96:
         raise ValueError(
             f"there is no folder {' '.join(str(model).split())[:99]}, and a name on the hub has the form owner/name: "
-            f"check --model"
+            f"check the name of the model"
         )
     return download.download(str(model), names)
 
@@ -76,7 +76,7 @@ def _parsed(path: Path) -> object:
 
 
 class NamedTwice(ValueError):
-    pass
+    """A name stands twice in a JSON object."""
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

@@ -17,14 +17,13 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     best = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     if name not in (None, "cpu", best):
-        raise ValueError(f"--device wants {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
+        raise ValueError(f"the device must be {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
     if (name or best) == "cpu":
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
     if number >= count:
         raise ValueError(
-            f"torchrun started {number + 1} processes or more on this machine, it has {count} of {best}: lower "
-            f"--nproc_per_node"
+            f"torchrun started {number + 1} processes or more on this machine, it has {count} of {best}: start fewer"
         )
     return torch.device(name or best, number)
 

@@ -89,8 +89,8 @@ def stored(texts: Iterable[str], bank: Bank, encoder: Encoder) -> dict[str, Tens
     choices = sorted((of(digest, encoder.name) for digest in digests if digest), key=len)
     if len(choices) > 1 and len(choices[-2]) == len(choices[-1]) > 0 and encoder.name != XXL:
         raise ValueError(
-            f"the bank has {min(choices[-1])!r} from two encoders named {encoder.name}, and neither is here: name one "
-            f"with --encoder, or another --bank"
+            f"the bank has {min(choices[-1])!r} from two encoders named {encoder.name}, and neither is here: "
+            f"name the encoder, or another bank"
         )
     return unsigned | (choices[-1] if choices else {})
 
@@ -137,7 +137,7 @@ def embed(
             nearest = f" (nearest there: {known[0]!r})" if known else ""
             raise ValueError(
                 f"no embedding for {lacking[0][:200]!r} in the bank{nearest}, and T5 cannot make it: {error}; or name "
-                f"a model with a text encoder with --encoder"
+                f"another encoder"
             ) from None
     found = stored(map(plain, prompts), bank, encoder)
     wrong = [tuple(state.shape) for state in found.values() if state.shape != (LENGTH, D)]
