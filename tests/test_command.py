@@ -205,7 +205,7 @@ def test_whichever_process_fails_one_sentence_is_said_and_all_end(tmp_path, monk
         port = free.getsockname()[1]
     for variable, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
         monkeypatch.setenv(variable, value)
-    for constant, seconds in {"POLL": 0.05, "GRACE": 0.5, "SILENCE": 0.7}.items():
+    for constant, seconds in {"POLL": 0.05, "GRACE": 1, "LINGER": 1 if "killed" in name else 20, "SILENCE": 1 if "killed" in name else 60}.items():
         monkeypatch.setattr(command, constant, seconds)
     processes, files = [], [(tmp_path / f"{rank}").open("w+") for rank in range(2)]
     for rank, file in enumerate(files):

@@ -49,10 +49,22 @@ def test_the_schedule_is_that_of_the_file():
     ("prediction_type", "v_prediction", "'epsilon'"),
     ("variance_type", "learned", "'learned_range' or 'fixed_small'"),
     ("trained_betas", [0.1], "None"),
+    ("timestep_spacing", "trailing", "'leading' or 'linspace'"),
+    ("steps_offset", 1, "0"),
+    ("solver_order", 3, "2"),
+    ("algorithm_type", "sde-dpmsolver++", "'dpmsolver..'"),
+    ("use_karras_sigmas", True, "False"),
+    ("use_beta_sigmas", True, "False"),
+    ("rescale_betas_zero_snr", True, "False"),
 ])  # fmt: skip
 def test_a_schedule_that_is_not_built_is_refused(field, value, built):
     with pytest.raises(ValueError, match=f"{field} = .*, expected {built}: use"):
         schedule_of(IF_CONFIG | {field: value})
+
+
+def test_settings_that_change_nothing_are_taken():
+    same = {"timestep_spacing": "leading", "steps_offset": 0, "use_karras_sigmas": False, "solver_order": 2, "algorithm_type": "dpmsolver++", "use_lu_lambdas": None}
+    assert torch.equal(schedule_of(IF_CONFIG | same)[0], schedule_of(IF_CONFIG)[0])
 
 
 @pytest.mark.parametrize("field, value, wanted", [

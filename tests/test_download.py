@@ -88,7 +88,8 @@ def test_an_error_on_the_way_is_a_sentence_with_a_step_that_helps(monkeypatch, e
 )
 def test_an_answer_is_a_sentence_too(status, code, message, at_hub, says):
     response = SimpleNamespace(status_code=status, headers={"X-Error-Code": code, "X-Error-Message": message}, url="https://cdn.here/x?Signature=abc")
-    said = download._answered(response, "a/b", "a/b/c", at_hub)
+    error = SimpleNamespace(response=response)
+    said = download._explained(error, "a/b", "a/b/c", at_hub)
     assert re.match(says, said), said
 
 

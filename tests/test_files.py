@@ -41,7 +41,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path
 
 def test_a_record_that_is_no_dict_is_refused(tmp_path):
     files.save_tensors(TENSORS, tmp_path / "x.safetensors", [1, 2])
-    with pytest.raises(ValueError, match=r"holds \[1, 2\] in place of its settings"):
+    with pytest.raises(ValueError, match=r"is no file of tensors \(its settings are \[1, 2\]"):
         files.load_tensors(tmp_path / "x.safetensors")
 
 

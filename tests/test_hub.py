@@ -198,7 +198,7 @@ ONLINE = {
     "proxy": r"the proxy of this network does not let you through to the hub \(407\): put USER:PASSWORD@ before its host in HTTPS_PROXY",
     "firewall": r"127.0.0.1:\d+ refuses firewall/I/unet/config.json \(403\): let your network pass it",
     "broken-500": r"the hub answered 500 for broken-500/I/unet/config.json: try again later",
-    "down": r"the hub cannot be reached \(.*disconnected.*\), and down/I/unet/config.json is not in the cache: go online, or give a local folder",
+    "down": r"the hub cannot be reached \(.*[Dd]isconnected.*\), and down/I/unet/config.json is not in the cache: go online, or give a local folder",
     "storage": r"the storage behind the hub \(127.0.0.1:\d+\) answered 403 for storage/I/unet/config.json: try again, as its links expire; .* pass 127.0.0.1",
     "login": r"what answered for login/I/unet/config.json is not the hub, but perhaps a login page of this network: open any page .*, and check HF_ENDPOINT",
     "huge": r"the disk is full, huge/I/unet/config.json was not fetched \(1000000.0 GB, free are \d+\.\d\): free some space, or set HF_HOME",
