@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minidiff import digits, images, judge, mnist, sampling, training
 from minidiff.files import load_tensors, save_tensors
 from minidiff.run import Task
+from minidiff.walk import Walk
 
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 
@@ -97,15 +98,16 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
         x = mnist.to_pixels(mnist.load(train=False)[0][:10], 0, 1).to(device)
         z = x + settings["sigma"] * sampling.noise_per_image(sampling.seeded(settings["seed"], 0, 10))(x)
         rows = ["clean", f"σ = {settings['sigma']}", "denoised"]
-        return images.beside(images.grid(torch.cat([x, z, net(z)]).clamp(0, 1), 10, 3), rows)
+        return images.beside(images.grid(torch.cat([x, z, net(z)]).clamp(0, 1), 10, 3), rows, 60)
     model = digits.model(settings["task"], net, settings, digits.guide_of(settings, device))
     words = list(model.words) or [""]
-    x = model.sample((words * 40)[:40], steps=25, seed=settings["seed"], batch=40, progress=False)
+    steps = model.walk((words * 40)[:40], 40, Walk(steps=25, seed=settings["seed"]))  # by this process alone
+    x = model.to_unit(sampling.last(steps))
     names = [f"label {word}" for word in words] if model.words else [""] * 10
     guided = (
         f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
     )
-    return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided if k == 0 else "" for k in range(4)])
+    return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided, "", "", ""], 150)
 
 
 def unsure(reader: judge.Reader) -> Image.Image:

@@ -49,16 +49,13 @@ def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
     return sheet
 
 
-def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
-    """The picture with a line of text at the left of each of its equally high rows."""
-    length = ImageDraw.Draw(picture).textlength
-    rows = [one_line(text, 120) for text in rows]
-    margin = max(40, *(int(length(text)) + 8 for text in rows))
+def beside(picture: Image.Image, rows: list[str], margin: int = 40) -> Image.Image:
+    """The picture with a line of text at the left of each of its equally high rows, in a margin so wide."""
     sheet = Image.new("RGB", (picture.width + margin, picture.height), "white")
     sheet.paste(picture, (margin, 0))
     for i, text in enumerate(rows):
         place = margin // 2, int((i + 0.5) * picture.height / len(rows))
-        ImageDraw.Draw(sheet).text(place, text, fill="black", anchor="mm")
+        ImageDraw.Draw(sheet).text(place, one_line(text, margin), fill="black", anchor="mm")
     return sheet
 
 

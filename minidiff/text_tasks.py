@@ -177,7 +177,7 @@ def preview(net: TextToImage, tokenizer: Tokenizer, book: Book, things: int, siz
         x_T = sampling.noise_per_image(generators)(torch.empty(len(names), 3, size, size))
         drawn.append(walked(cfg(cond, uncond, settings["scale"]), x_T.to(states[0].pooled.device)))
     sheet = images.grid(images.to_unit(torch.cat(drawn)), len(names), max(96 // size, 1))
-    return images.beside(images.captioned(sheet, names), list(book.styles))
+    return images.beside(images.captioned(sheet, names), list(book.styles), 64)
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ MAY_IMPORT = {
         "lessons.drawing", "lessons.editing", "lessons.illusions", "lessons.measuring", "lessons.noising",
     },
     "run": {"files", "images", "muon", "training"},
-    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training"},
+    "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training", "walk"},
     "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
     "text_tasks": {
         "adapters", "deepfloyd", "denoiser", "diffusion", "guidance", "hub", "images", "networks.if_unet",

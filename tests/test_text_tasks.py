@@ -237,6 +237,7 @@ def test_the_trapezoid_rises_stays_and_falls_to_zero():
     [
         (["--seed", "3"], "has seed = 137, asked for 3: leave it out"),
         (["--set", "batch=8"], "has batch = 4, asked for 8"),
+        (["--width", "4"], "text has no width: leave --width out"),
         (["--set", "banana=8"], "--set wants NAME=VALUE, NAME one of task, size"),
         (["--set", "batch=many"], "--set batch wants a value like 64, got 'many'"),
     ],

@@ -448,8 +448,8 @@ def test_a_time_networks_preview_is_guided_as_its_drawings_are(guided, monkeypat
     asked, settings = [], train.COURSE["time"] | {"width": 1, "seed": 1} | (train.BETTER["time"] if guided else {})
     honest = digits.model
     monkeypatch.setattr(digits, "model", lambda *args: asked.append(args[3]) or honest(*args))
-    seen = lambda self, words, **how: asked.append(how.get("scale", self.scale)) or torch.zeros(40, 1, 28, 28)
-    monkeypatch.setattr(digits.Model, "sample", seen)
+    seen = lambda self, words, n, walk: asked.append(walk.scale or self.scale) or iter([(0, torch.zeros(n, 1, 28, 28))])
+    monkeypatch.setattr(digits.Model, "walk", seen)
     digit_tasks.preview(digits.network(settings).eval(), settings)
     *_, guide, scale = asked
     assert (guide is not None, scale) == (guided, 2.0 if guided else 1.0)
