@@ -135,7 +135,7 @@ REFUSED = {
     "a walk without a step": (lambda m: minidiff.last([]), "a walk needs at least one step, got none"),
     "a denoiser of one step": (
         lambda m: minidiff.load("mnist-denoiser").denoiser(),
-        "mnist-denoiser denoises in one step and has no levels to walk: use its `unet`, or load mnist-class",
+        "mnist-denoiser denoises in one step and has no levels to walk: use `unet`, or mnist-class",
     ),
     "a sample of one step": (lambda m: minidiff.load("mnist-denoiser").sample(), "has no levels to walk"),
     "bytes as a picture": (lambda m: minidiff.save(255 * HALF, "x.png"), "pixels in [0, 1], got 127.5 to 127.5"),
@@ -177,9 +177,8 @@ REFUSED = {
     "noise of another sampler": (lambda m: m.sample(3, eta=0.5), "eta is DDIM's, got 0.5 with the sampler dpm"),
     "a stage II that draws": (
         lambda m: minidiff.load(TWO, encoder=ONE).sample("a fox"),
-        "is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`",
+        "is a stage II, which enlarges pictures: expected a stage I, or `enlarge`",
     ),
-    "a model that does not enlarge": (lambda m: m.enlarged(HALF, [["3"]]), "small enlarges no pictures"),
     "a picture that is none": (lambda m: m.picture("no.png"), "there is no picture no.png"),
     "guidance without scales": (lambda m: lessons.guidance(scale=[], model=m), "guidance needs at least one scale"),
     "several words for one": (lambda m: lessons.hybrid([3, 4], 8, model=m), "expected one word here, got 2: '3', '4'"),

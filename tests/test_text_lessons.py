@@ -320,6 +320,8 @@ PLANS = {
     "text a -n 1": (2, True),
     "text a -n 1 --scale 1": (1, True),
     "text a --batch 2": (4, True),
+    "text NONE a -n 2": (4, True),
+    "text NONE -n 2": (2, True),
     "anagram a b --batch 2": (8, True),
     "anagram a a --batch 2": (8, True),
     "hybrid a b --batch 2": (6, True),
@@ -342,7 +344,7 @@ def test_a_full_size_model_is_planned_by_its_rows(tmp_path, monkeypatch, command
 
     monkeypatch.setattr(deepfloyd, "memory_plan", plan)
     monkeypatch.chdir(tmp_path)
-    assert sample.main([*command.split(), "--model", ONE]) == 2
+    assert sample.main([{"NONE": ""}.get(word, word) for word in command.split()] + ["--model", ONE]) == 2
     assert plans == [PLANS[command]]
 
 

@@ -6,8 +6,17 @@ from pathlib import Path
 import torch
 
 from minidiff.captions import PHRASE, prompt
-from minidiff.lessons.common import at_least_one, default_prompt, in_turn, of_prompts, opened, opened_digits
-from minidiff.model import OfAny, OfDigits, only
+from minidiff.formula import only
+from minidiff.lessons.common import (
+    OfAny,
+    OfDigits,
+    at_least_one,
+    default_prompt,
+    in_turn,
+    of_prompts,
+    opened,
+    opened_digits,
+)
 from minidiff.results import Result, counted, labels_of
 from minidiff.walk import Walk
 from minidiff.words import Words, texts

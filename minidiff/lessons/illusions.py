@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff import illusions
+from minidiff.formula import Combine
 from minidiff.judge import rank_digits
-from minidiff.lessons.common import at_least_one, of_prompts, opened
-from minidiff.model import Combine, Model, OfAny
+from minidiff.lessons.common import OfAny, at_least_one, of_prompts, opened
+from minidiff.model import Model
 from minidiff.results import Result, counted, labels_of
 from minidiff.views import View, under_way, view
 from minidiff.walk import Walk
