@@ -15,7 +15,6 @@ import sys
 import time
 import types
 import typing
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -23,105 +22,104 @@ from pathlib import Path
 import torch
 
 from minidiff import files, images, prompts
-from minidiff.command import Parser, run
+from minidiff.command import Parser, run, start_processes
 from minidiff.lessons import LESSONS
-from minidiff.lessons.common import suits
-from minidiff.machine import choose_device, is_first, start_processes
+from minidiff.lessons.common import default_model
+from minidiff.machine import choose_device, is_first
 from minidiff.pretrained import load
 from minidiff.results import Result
 from minidiff.walk import Walk
+from minidiff.words import texts
 
 NAMED = {lesson.__name__: lesson for lesson in LESSONS}
 ARRAYS = (".safetensors", ".npz")
 STAGE_II = "DeepFloyd/IF-II-M-v1.0"
 FLAGS = {"n": ["-n"], "words": ["--digit", "--prompt"], "course": ["--import"]}  # other names than --the-argument
+IN_EMBED = {"encoder": ["--model"], "bank": ["--out"]}  # ... and there
 BARE = {"threshold": 0.2, "upscale": STAGE_II}  # what a flag without a value means
+WORDS = ("words", "near", "middle", "far", "grey", "coloured")  # arguments that are words: they decide whose model it is
 OF_PROMPTS = ("dtype", "bank", "encoder", "noise_level", "upscale", "upscale_steps")  # arguments of `load`
 
 
-def parameters(lesson) -> list[tuple[inspect.Parameter, str]]:
+def parameters(lesson: Callable) -> list[tuple[inspect.Parameter, str]]:
     """All that can be asked of a lesson, with what its docstring, Walk's or load's says of it: its own arguments come
     first."""
-    own = [p for p in inspect.signature(lesson).parameters.values() if p.name != "walk"]
-    taken, found = {p.name for p in own}, [(p, about(lesson.__doc__, p.name)) for p in own]
-    if "walk" in inspect.signature(lesson).parameters:
-        found += [
-            (p, about(Walk.__doc__, p.name)) for p in inspect.signature(Walk).parameters.values() if p.name not in taken
-        ]
-    if "model" in taken:
-        digits = typing.get_origin(inspect.signature(lesson).parameters["model"].annotation) is typing.Annotated
-        options = [p for p in inspect.signature(load).parameters.values() if p.name in OF_PROMPTS and not digits]
-        found += [(p, about(load.__doc__, p.name)) for p in options]
+    takes = takes_of(lesson)
+    found = [(p, about(lesson.__doc__, p.name)) for p in takes.values() if p.name != "walk"]
+    if "walk" in takes:
+        of_walk = inspect.signature(Walk).parameters.values()
+        found += [(p, about(Walk.__doc__, p.name)) for p in of_walk if p.name not in takes]
+    if "model" in takes:
+        kind = (typing.get_args(takes["model"].annotation) or [None])[-1]
+        options = () if kind == "digits" else OF_PROMPTS[:-2] if kind == "enlarging" else OF_PROMPTS
+        found += [(p, about(load.__doc__, p.name)) for p in takes_of(load).values() if p.name in options]
         found = [(p, about(load.__doc__, "name") if p.name == "model" else text) for p, text in found]
     return found
 
 
-def about(docstring: str, name: str) -> str:
+def takes_of(function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a function by name, with their annotations as objects."""
+    return dict(inspect.signature(function, eval_str=True).parameters)
+
+
+def summary(lesson: Callable) -> str:
+    """What a lesson does, of its docstring."""
+    return inspect.cleandoc(lesson.__doc__ or "a lesson without a docstring").split("\n\n")[0]
+
+
+def about(docstring: str | None, name: str) -> str:
     """The line of a docstring that describes an argument."""
-    found = re.search(rf"\b{name}: +(.+(?:\n {{8,}}\S.*)*)", docstring)
+    found = re.search(rf"^ *{name}: +(.+(?:\n {{8,}}\S.*)*)", docstring or "", re.MULTILINE)
     return " ".join(found.group(1).split()).replace("%", "%%") if found else ""
 
 
-def add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
+def add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, text: str, positional: bool) -> None:
     """An argument of a lesson as an argument of the command line: its type from its annotation, its default in its
     help."""
-    name, kinds = parameter.name, _kinds(parameter.annotation)
-    optional = parameter.default is not inspect.Parameter.empty
-    how = {"default": argparse.SUPPRESS, "help": text}
-    if (
-        optional
-        and parameter.default not in (None, False, ())
-        and isinstance(parameter.default, int | float | str | list | tuple)
-    ):
-        default = (
-            parameter.default
-            if isinstance(parameter.default, int | float | str)
-            else " ".join(map(str, parameter.default))
-        )
+    name, kinds, default = parameter.name, _kinds(parameter), parameter.default
+    optional, how = default is not parameter.empty, {"default": argparse.SUPPRESS, "help": text}
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default))
+    if isinstance(default, int | float | str) and not isinstance(default, bool) and default not in ("", 0):
         how["help"] += f" (default {default})"
     if kinds == {bool}:
         how["action"] = "store_true"
     else:
         number = next((kind for kind in (int, float) if kind in kinds and str not in kinds), None)
         how |= {"type": number} if number else {}
-        several = bool(kinds & {list, tuple, torch.Tensor}) or typing.get_origin(parameter.annotation) is list
+        several = bool(kinds & {list, tuple, torch.Tensor})
         how |= {"nargs": "+"} if several else {"nargs": "?", "const": BARE[name]} if name in BARE else {}
-    if (
-        parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        and not isinstance(parameter.default, bool)
-        and name in POSITIONAL
-    ):
+    if positional:
         nargs = ("*" if optional else "+") if how.get("nargs") == "+" else ("?" if optional else None)
         parser.add_argument(name, **how | {"nargs": nargs})
         return
     flags = [*FLAGS.get(name, []), f"--{name.replace('_', '-')}"] if name != "n" else ["-n"]
+    flags += IN_EMBED.get(name, []) if parser.prog.endswith(" embed") else []
     parser.add_argument(*flags, dest=name, **how)
 
 
-POSITIONAL = {
-    p.name
-    for lesson in LESSONS
-    for p in inspect.signature(lesson).parameters.values()
-    if p.kind is p.POSITIONAL_OR_KEYWORD
-}
+def _kinds(parameter: inspect.Parameter) -> set:
+    """The types of a value, without an annotation that of the default."""
+    if parameter.annotation is parameter.empty:
+        return {str if parameter.default in (None, parameter.empty) else type(parameter.default)}
+    return _types(parameter.annotation)
 
 
-def _kinds(annotation) -> set:
+def _types(annotation) -> set:
     """int | None -> {int}, Words -> {str, int, list, Tensor}, list[float] -> {list, float}."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _kinds(typing.get_args(annotation)[0])
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return set().union(*(_kinds(each) for each in typing.get_args(annotation))) - {types.NoneType}
-    if typing.get_origin(annotation) is Callable:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _types(parts[0])
+    if isinstance(annotation, types.UnionType) or origin is typing.Union:
+        return set().union(*map(_types, parts)) - {types.NoneType}
+    if origin is Callable:
         return set()  # for callers in Python
-    if typing.get_origin(annotation) is not None:
-        return {list}.union(*(_kinds(each) for each in typing.get_args(annotation)))
-    return {annotation}
+    return {annotation} if origin is None else {list}.union(*map(_types, parts))
 
 
 def arguments(argv: list[str]) -> dict:
     """The command line as a dict of what was asked for. Raises ValueError."""
-    summaries = [f"{name:<10} {lesson.__doc__.splitlines()[0]}" for name, lesson in NAMED.items()]
+    summaries = [f"{name:<10} {summary(lesson).splitlines()[0]}" for name, lesson in NAMED.items()]
     parser = Parser(
         prog="sample.py",
         description=__doc__.replace("LESSONS\n", "\n".join(summaries) + "\n\n"),
@@ -129,9 +127,12 @@ def arguments(argv: list[str]) -> dict:
     )
     commands = parser.add_subparsers(dest="lesson", metavar="LESSON")
     for name, lesson in NAMED.items():
-        sub = commands.add_parser(name, description=lesson.__doc__.split("\n\n    ")[0])
+        example = re.search(r"Example: (.+)", lesson.__doc__ or "")
+        epilog = f"Example: python sample.py {example.group(1)}" if example else None
+        sub, own = commands.add_parser(name, description=summary(lesson), epilog=epilog), takes_of(lesson)
         for parameter, text in parameters(lesson):
-            add(sub, parameter, text)
+            positional = parameter.name in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            add(sub, parameter, text, positional)
         if name not in ("score", "embed"):
             sub.add_argument("--out", type=Path, default=Path(f"out/{name}.png"), help="a .png, .safetensors or .npz")
         if name not in ("score", "embed"):
@@ -147,14 +148,13 @@ def arguments(argv: list[str]) -> dict:
 
 def check_out(asked: dict) -> None:
     """Raises ValueError where the result could not be written: asked before the work."""
-    out = asked.get("out") or asked.get("bank")
+    out, suffixes = asked.get("out"), (".png", *ARRAYS)
     if asked["lesson"] == "embed":
-        out = Path(asked.get("bank", "out/prompts.safetensors"))
-    if "out" not in asked and asked["lesson"] != "embed":
+        out, suffixes = bank_of(asked), (".safetensors",)
+    if out is None:
         return
-    suffixes = (".safetensors",) if asked["lesson"] == "embed" else (".png", *ARRAYS)
     if out.suffix not in suffixes:
-        raise ValueError(f"--out must be a name that ends in {' or '.join(suffixes)}, got {out}")
+        raise ValueError(f"the file to write must have a name that ends in {' or '.join(suffixes)}, got {out}")
     if out.suffix == ".png" and asked.get("n", 0) > 10_000:
         raise ValueError(
             f"a picture holds at most 10000 images, got -n {asked['n']}: write arrays with --out NAME.safetensors"
@@ -165,38 +165,47 @@ def check_out(asked: dict) -> None:
         files.check_writable(path)
 
 
-def draw(lesson, asked: dict, device: torch.device) -> Result:
-    """Run the lesson with what was asked for."""
-    takes = inspect.signature(lesson).parameters
+def bank_of(asked: dict) -> Path:
+    """The file that the lesson embed writes."""
+    return Path(asked.get("bank", takes_of(NAMED["embed"])["bank"].default))
+
+
+def draw(lesson: Callable, asked: dict, device: torch.device) -> tuple[Result, dict]:
+    """What the lesson made of what was asked for, and how it was settled."""
+    takes = takes_of(lesson)
     values = {name: value for name, value in asked.items() if name in takes}
     if "walk" in takes:
-        walk = {
-            field.name: asked[field.name] for field in fields(Walk) if field.name in asked and field.name not in takes
-        }
-        values["walk"] = Walk(**walk)
+        names = [field.name for field in fields(Walk) if field.name not in takes]
+        values["walk"] = Walk(**{name: asked[name] for name in names if name in asked})
+    settled = {p.name: p.default for p, _ in parameters(lesson) if p.default is not p.empty} | asked
     if "model" in takes:
-        name = asked.get("model") or takes["model"].default or suits(asked.get("words", asked.get("near")))
+        words = [word for name in WORDS if name in asked for word in texts(asked[name])] or None
+        name = asked.get("model") or takes["model"].default
+        name = name or default_model(asked["lesson"], words, asked.get("picture"))
         options = {option: asked[option] for option in OF_PROMPTS if option in asked}
-        values["model"] = load(name, device, **options, say=print if is_first() else None)
-    return lesson(**values)
+        if name is not None:
+            values["model"] = load(name, device, **options, say=print if is_first() else None)
+            settled |= {"model": str(name), "dtype": str(values["model"].dtype).removeprefix("torch.")}
+    result = lesson(**values)
+    return result, settled | (result.walk.settings() if result.walk else {}) | result.settled
 
 
 def save(result: Result, asked: dict, settings: dict) -> list[Path]:
     """Write what was made; the paths."""
     if result.bank is not None:
-        path = Path(asked.get("bank", "out/prompts.safetensors"))
-        prompts.save_bank(result.bank, path)
-        return [path]
+        prompts.save_bank(result.bank, bank_of(asked))
+        return [bank_of(asked)]
     if result.images is None:
         return []
     written = [asked["out"]]
-    if written[0].suffix == ".png":
-        images.save_png(result.picture(), written[0], settings)
-    else:
-        files.save_arrays(result.stored(), written[0], settings)
-    if asked.get("gif"):
-        written.append(written[0].with_suffix(".gif"))
-        images.save_gif(result.animation(), written[-1])
+    with files.rescued(result.stored(), written[0], settings):
+        if written[0].suffix == ".png":
+            images.save_png(result.picture(), written[0], settings)
+        else:
+            files.save_arrays(result.stored(), written[0], settings)
+        if asked.get("gif"):
+            written.append(written[0].with_suffix(".gif"))
+            images.save_gif(result.animation(), written[-1])
     return written
 
 
@@ -204,28 +213,22 @@ def save(result: Result, asked: dict, settings: dict) -> list[Path]:
 def command(argv: list[str]) -> None:
     """The lesson asked for, from the command line to the file."""
     started = time.monotonic()
-    warnings.showwarning = lambda message, *where: print(f"sample.py: {message}", file=sys.stderr)
     asked = arguments(argv)
     device = choose_device(asked.pop("device", None))
     start_processes(device)
-    result = draw(NAMED[asked["lesson"]], asked, device)
+    result, settings = draw(NAMED[asked["lesson"]], asked, device)
     if not is_first():
         return
-    walked = result.walk.settings() if result.walk else {}
-    defaults = {p.name: p.default for p, _ in parameters(NAMED[asked["lesson"]]) if p.default is not p.empty}
-    settings = defaults | asked | walked | result.settled | {"device": str(device), "prompts": list(result.prompts)}
-    plain = {
-        k: v if isinstance(v, str | int | float | list | tuple | None) else str(v)
-        for k, v in settings.items()
-        if k != "walk"
-    }
-    written = save(result, asked, plain)
+    settings |= {"device": str(device), "prompts": list(result.prompts)}
+    simple = str | int | float | list | tuple | None
+    settings = {name: value if isinstance(value, simple) else str(value) for name, value in settings.items()}
+    written = save(result, asked, settings)
     print(result.summary)
     if written:
-        seed = walked.get("seed", asked.get("seed", 137))
-        model = f"{plain['model']}, " if plain.get("model") else ""
-        took = time.monotonic() - started
-        print(f"{model}seed {seed}, {device}, {took:.1f} s -> {' and '.join(map(str, written))}")
+        how = [str(settings[name]) for name in ("model",) if name in settings]
+        how += [f"seed {settings['seed']}"] if "seed" in settings else []
+        how += [str(device), f"{time.monotonic() - started:.1f} s"]
+        print(f"{', '.join(how)} -> {' and '.join(map(str, written))}")
     if not argv:
         print("next: python sample.py digits --digit 3 --gif, python sample.py guidance, python sample.py denoise")
 

@@ -1,7 +1,10 @@
-"""Is one batched call a step faster than separate calls?  python benchmarks/one_forward_speed.py [--width 64] [--rounds 30]
+"""Is one batched call per step faster than separate calls?
 
-Times one step of a formula over the digits' U-Net, fused and separate in turns (so that a busy machine slows both), and prints
-the median of the ratios, with their quartiles: above 1, one pass is faster. The weights are random: the time does not depend on them.
+    python benchmarks/one_forward_speed.py [--width 64] [--rounds 30]
+
+Times one step of a formula on the digits' U-Net, fused and separate by turns (so that a busy machine slows both), and
+prints the median of the ratios, with their quartiles: above 1, one pass is faster. The weights are random: they do not
+change the time.
 """
 
 import argparse
@@ -9,12 +12,11 @@ import time
 
 import torch
 
+from minidiff import digits
 from minidiff.guidance import cfg
-from minidiff.illusions import anagram, gaussian, hybrid, triple_hybrid, view
-from minidiff.networks.mnist_unet import UNet
+from minidiff.illusions import anagram, gaussian, hybrid, triple_hybrid
 from minidiff.one_forward import one_forward, sequential
-from minidiff.pretrained import Digits
-from minidiff.schedule import linear_to_noise
+from minidiff.views import view
 
 
 def guided(net, c):
@@ -25,7 +27,9 @@ FORMULAS = {
     "guided": lambda net: guided(net, 4),
     "guided anagram": lambda net: anagram([guided(net, 4), guided(net, 7)], [view("identity"), view("rot180")]),
     "guided hybrid": lambda net: hybrid(guided(net, 8), guided(net, 3), gaussian(1.5)),
-    "guided triple hybrid": lambda net: triple_hybrid(guided(net, 8), guided(net, 3), guided(net, 1), gaussian(3), gaussian(1)),
+    "guided triple hybrid": lambda net: triple_hybrid(
+        guided(net, 8), guided(net, 3), guided(net, 1), gaussian(3), gaussian(1)
+    ),
 }
 
 
@@ -44,18 +48,20 @@ def main():
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    unet = UNet(args.width, time=True, classes=10).eval()
-    digits = Digits("class", unet, linear_to_noise(300), (-1, 1), 10, "velocity")
+    settings = {"task": "class", "width": args.width, "classes": 10, "schedule": "linear_to_noise", "T": 300}
+    settings |= {"target": "velocity", "pixels": [-1, 1]}
+    model = digits.model("random", digits.network(settings).eval(), settings)
     print(f"U-Net of width {args.width}, {torch.get_num_threads()} threads, {args.rounds} rounds")
     print(f"{'formula':22} batch  separate     fused  separate/fused (quartiles)")
     for B in args.batch:
         x = torch.randn(B, 1, 28, 28)
         for name, formula in FORMULAS.items():
-            fused, separate = one_forward(digits.network, formula), sequential(digits.network, formula)
+            fused, separate = one_forward(model.network, formula), sequential(model.network, formula)
             for denoise in (fused, separate, fused, separate):
                 denoise(x, 100)
-            pairs = torch.tensor([(seconds(separate, x), seconds(fused, x)) for _ in range(args.rounds)], dtype=torch.float64)
-            low, ratio, high = (pairs[:, 0] / pairs[:, 1]).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+            pairs = [(seconds(separate, x), seconds(fused, x)) for _ in range(args.rounds)]
+            pairs, quartiles = (torch.tensor(values, dtype=torch.float64) for values in (pairs, [0.25, 0.5, 0.75]))
+            low, ratio, high = (pairs[:, 0] / pairs[:, 1]).quantile(quartiles).tolist()
             slow, fast = (pairs.median(0).values * 1000).tolist()
             print(f"{name:22} {B:5}  {slow:5.1f} ms  {fast:5.1f} ms  {ratio:.2f} ({low:.2f} to {high:.2f})")
 

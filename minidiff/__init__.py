@@ -31,22 +31,20 @@ from minidiff.pretrained import load, names
 __version__ = "0.2.0"
 
 
-def save(x, path):
-    """Write images (N, C, H, W) in [0, 1] (or a lesson's Result) as a PNG or GIF. Raises ValueError for other values or names."""
-    from minidiff import images
-
-    images.save(_pictured(x), path)
-
-
 def show(x):
-    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays."""
-    return _pictured(x)
+    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays. Raises ValueError."""
+    from minidiff import results  # Pillow and torchvision are loaded by those who look
+
+    return results.pictured(x)
 
 
-def _pictured(x):
-    from minidiff.results import Result, grid
+def save(x, path):
+    """Write images (N, C, H, W) in [0, 1], or a lesson's Result, as a PNG. Raises ValueError."""
+    from minidiff import images, results
 
-    return x.picture() if isinstance(x, Result) else grid(x, min(len(x), 10))
+    if not str(path).endswith(".png"):
+        raise ValueError(f"expected a name that ends in .png, got {path}")
+    images.save_png(results.pictured(x), path)
 
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""Chapter 21. DeepFloyd IF: what besides weights does a published model need to draw as its authors meant?
+"""Chapter 18. DeepFloyd IF: what besides its weights does a published model need to sample as its authors intended?
 
-    schedule     ᾱ, and how an estimate of x_0 is kept in range: both in scheduler_config.json
-    levels       which of the 1000 noise levels a walk visits: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++
-    memory       how much a walk will take, told before anything is loaded
+    schedule     ᾱ, and how an estimate of x_0 is kept in range: both from scheduler_config.json
+    levels       which of the 1000 noise levels to visit: `respaced` for DDPM's steps, `solver_levels` for DPM-Solver++
+    memory       how much sampling will take, known before anything is loaded
 
-IF counts levels from 0 (least noise) to 999; ours are one more, 1 … 1000, and 0 is the clean image: their list 999, …, 0 is our 1000,
-…, 1, 0. Left out: stage III (it never came), the safety checker, the watermark. Next: prompted.py.
+IF numbers its levels 0 (least noise) … 999. Ours are one higher, 1 … 1000, and 0 is the clean image: their 999, …, 0
+are our 1000, …, 1, 0. Left out: stage III (never released), the safety checker, the watermark. Next: walk.py.
 """
 
 import math
@@ -20,7 +20,7 @@ from minidiff import schedule
 from minidiff.diffusion import clip_to, dynamic_threshold, unclipped
 from minidiff.networks.if_unet import Attention, IFUNet
 
-RESPACINGS = {  # name -> steps in equal sections of the levels, the least noisy first (IF's own)
+RESPACINGS = {  # IF's own: name -> steps in equal sections of the levels, the least noisy first
     "fast27": "10,10,3,2,2",
     "smart27": "7,4,2,1,2,4,7",
     "smart50": "10,6,4,3,2,2,3,4,6,10",
@@ -33,20 +33,21 @@ RESPACINGS = {  # name -> steps in equal sections of the levels, the least noisy
 
 
 def respaced(steps: str | int, T: int = 1000) -> list[int]:
-    """The levels of a walk, falling from at most T, with 0 behind: steps + 1 of them.
+    """steps + 1 decreasing levels, from at most T to 0.
 
-    steps: a number (evenly from 1 to T), a name of RESPACINGS, or numbers of steps for equal sections: "10,10,3,2,2"
+    steps: a number (evenly from T to 1), a name in RESPACINGS, or the steps in each of equal sections: "10,10,3,2,2"
     Raises ValueError for an unknown name, and for more steps than levels.
     """
     text = RESPACINGS.get(str(steps), str(steps))
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"steps must be a number, numbers like 10,10,3,2,2 or one of {', '.join(RESPACINGS)}, got {steps!r}")
+        known = ", ".join(RESPACINGS)
+        raise ValueError(f"steps must be a number, numbers like 10,10,3,2,2 or one of {known}, got {steps!r}")
     counts, first, levels = [int(n) for n in text.split(",")], 0, []
     for i, count in enumerate(counts):
         size = T // len(counts) + (i < T % len(counts))
         if not 1 <= count <= size:
-            raise ValueError(f"a section of {size} levels takes 1 to {size} steps, got {count} in {steps!r}: ask for other numbers")
-        # evenly from the first to the last level of the section; the sum, not a product, rounds as the original does
+            raise ValueError(f"a section of {size} levels must have 1 to {size} steps, got {count} in {steps!r}")
+        # evenly from the first to the last level of the section; a running sum, which rounds as the original does
         at, stride = 0.0, (size - 1) / max(count - 1, 1)
         for _ in range(count):
             levels.append(first + round(at) + 1)
@@ -56,9 +57,10 @@ def respaced(steps: str | int, T: int = 1000) -> list[int]:
 
 
 def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -> list[int]:
-    """Levels for DPM-Solver++: steps + 1, evenly from the noisiest one whose λ = ½ log(ᾱ/(1 − ᾱ)) is not below the bound, to 0.
+    """steps + 1 levels for DPM-Solver++, evenly from the noisiest with λ = ½ log(ᾱ/(1 − ᾱ)) >= lowest_log_snr, to 0.
 
-    On the cosine schedule λ falls to −9.9 in the last levels, which hold no image: −5.1 leaves out the last 4 of 1000. Raises ValueError.
+    On the cosine schedule λ falls to −9.9 in the last levels, which hold no image: −5.1 leaves out the last 4 of 1000.
+    Raises ValueError unless there are fewer steps than levels. alpha_bar: (T + 1,).
     """
     log_snr = 0.5 * (alpha_bar[1:] / (1 - alpha_bar[1:])).log()
     noisiest = int((log_snr >= lowest_log_snr).sum())
@@ -69,45 +71,57 @@ def solver_levels(alpha_bar: Tensor, steps: int, lowest_log_snr: float = -5.1) -
 
 
 def number(config: dict, name: str, default: float, low: float, high: float) -> float:
-    """A number of scheduler_config.json; a whole one where the default is. Raises ValueError for anything else."""
+    """A number from scheduler_config.json, an integer if its default is one. Raises ValueError for anything else."""
     value = default if config.get(name) is None else config[name]
     if type(value) not in (int, type(default)) or not low <= value <= high:
-        kind = "whole number" if type(default) is int else "number"
-        raise ValueError(f"the scheduler's config asks for {name} = {value!r}, wanted is a {kind} between {low} and {high}: use the scheduler of an IF checkpoint")
+        kind = "an integer" if type(default) is int else "a number"
+        raise _unknown(name, value, f"{kind} between {low} and {high}")
     return value
 
 
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for a schedule that is not built."""
-    built = {"prediction_type": ("epsilon",), "variance_type": ("learned_range", "fixed_small"), "trained_betas": (None,), "rescale_betas_zero_snr": (False,)}
-    for name, values in built.items():
+    """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for any other schedule."""
+    supported = {
+        "prediction_type": ("epsilon",),
+        "variance_type": ("learned_range", "fixed_small"),
+        "trained_betas": (None,),
+        "rescale_betas_zero_snr": (False,),
+    }
+    for name, values in supported.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"the scheduler's config asks for {name} = {config[name]!r}, built is {' or '.join(map(repr, values))}: use the scheduler of an IF checkpoint")
+            raise _unknown(name, config[name], " or ".join(map(repr, values)))
     T, kind = number(config, "num_train_timesteps", 1000, 1, 100_000), config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         alpha_bar = schedule.cosine(T)
     elif kind == "linear":
         alpha_bar = schedule.linear(T, number(config, "beta_start", 1e-4, 0, 1), number(config, "beta_end", 0.02, 0, 1))
     else:
-        raise ValueError(f"the scheduler's config asks for beta_schedule = {kind!r}, built is 'squaredcos_cap_v2' or 'linear': use the scheduler of an IF checkpoint")
+        raise _unknown("beta_schedule", kind, "'squaredcos_cap_v2' or 'linear'")
     if config.get("thresholding"):
-        clip = dynamic_threshold(number(config, "dynamic_thresholding_ratio", 0.995, 0, 1), number(config, "sample_max_value", 1.0, 0, math.inf))
+        ratio = number(config, "dynamic_thresholding_ratio", 0.995, 0, 1)
+        clip = dynamic_threshold(ratio, number(config, "sample_max_value", 1.0, 0, math.inf))
     else:
         limit = number(config, "clip_sample_range", 1.0, 0, math.inf)
         clip = clip_to(-limit, limit) if config.get("clip_sample", True) else unclipped
     return alpha_bar, clip
 
 
+def _unknown(name: str, value, expected: str) -> ValueError:
+    remedy = "use the scheduler of an IF checkpoint"
+    return ValueError(f"scheduler_config.json has {name} = {value!r}, expected {expected}: {remedy}")
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that the parts of a walk will take, one after the other: the prompts first, then the network with its pictures."""
+    """Bytes of memory that sampling will take: T5 first, then the U-Net with its activations."""
 
     weights: int
     activations: int
-    text: int  # T5's largest block, streamed; 0 when all prompts are in the bank
+    text: int  # the largest block of T5, which runs block by block; 0 when it is not needed
 
     @property
     def peak(self) -> int:
+        """T5 and the U-Net are never in memory at once."""
         return max(self.weights + self.activations, self.text)
 
     def __str__(self) -> str:
@@ -118,17 +132,21 @@ class MemoryPlan:
         """Raises ValueError when the plan does not fit into `free` bytes."""
         if self.peak > free:
             raise ValueError(
-                f"this walk needs about {self.peak / 1e9:.1f} GB ({self}), free are {free / 1e9:.1f} GB: use a smaller model, --dtype bfloat16, fewer images or --sequential"
+                f"sampling needs about {self.peak / 1e9:.1f} GB ({self}), and {free / 1e9:.1f} GB are free: "
+                "use a smaller model, bfloat16, a smaller batch or sequential passes"
             )
 
 
-def memory_plan(config: dict, dtype: torch.dtype, rows: int, size: int | None = None, text_config: dict | None = None) -> MemoryPlan:
-    """What a walk of `rows` pictures at a time (two an image with guidance) will take; nothing is loaded.
+def memory_plan(
+    config: dict, dtype: torch.dtype, rows: int, size: int | None = None, text_config: dict | None = None
+) -> MemoryPlan:
+    """What sampling with batches of `rows` (two per image with guidance) will take; nothing is loaded.
 
     config:      unet/config.json
+    size:        H = W of the images (rows, C, H, W); None: the config's
     text_config: text_encoder/config.json if T5 is needed
-    The activations are an estimate from above: what is kept for the way up, ten times the widest picture, and the widest kernel once
-    more (measured at width 128: 0.156 GB for 2 rows in float32, here 0.17; 0.14 for 4 in bfloat16, here 0.14).
+    The activations are an upper estimate: the skip connections, ten times the widest activation, and a copy of the
+    widest kernel (measured at width 128: 0.156 GB for 2 rows in float32, here 0.17; 0.14 for 4 in bfloat16, here 0.14).
     """
     with torch.device("meta"):
         unet = IFUNet(config)

@@ -1,4 +1,4 @@
-"""What the digits' networks learn: one step from noise, all levels, all levels with labels; and to read what the others draw."""
+"""What the digits' networks learn: one step from noise, all levels, these with labels; and to read a digit."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minidiff import digits, images, judge, mnist, sampling, training
 from minidiff.files import load_tensors, save_tensors
 from minidiff.run import Task
+from minidiff.walk import Walk
 
 SAMPLED = (1, 5, 10, 20)  # sample grids are drawn after these epochs and after the last
 
@@ -19,7 +20,9 @@ def task(settings: dict, folder: Path) -> Task:
     unet, alpha_bar = digits.network(settings), digits.schedule(settings)
     x, labels = (a[: settings["limit"]] for a in mnist.load(train=True))
     for layer in unet.modules():
-        if isinstance(layer, nn.ConvTranspose2d):  # BatchNorm follows, and subtracts any constant: the gradient is 0, and slow to add up
+        if isinstance(
+            layer, nn.ConvTranspose2d
+        ):  # BatchNorm follows, and subtracts any constant: the gradient is 0, and slow to add up
             layer.bias.requires_grad_(False)
 
     def order(epoch: int, generator: torch.Generator) -> Tensor:
@@ -35,9 +38,15 @@ def task(settings: dict, folder: Path) -> Task:
 
 
 def loss(
-    settings: dict, alpha_bar: Tensor | None, net: nn.Module, digits: Tensor, labels: Tensor, generator: torch.Generator, mine: slice
+    settings: dict,
+    alpha_bar: Tensor | None,
+    net: nn.Module,
+    digits: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    mine: slice,
 ) -> Tensor:
-    """The loss of the part `mine` of a batch. digits: (B, 1, 28, 28) uint8; labels: (B,) int64. Returns a 0-dim float32."""
+    """The loss of the part `mine` of a batch, a 0-dim float32. digits: (B, 1, 28, 28) uint8; labels: (B,) int64."""
     device = next(net.parameters()).device
     x_0 = mnist.to_pixels(digits, *settings["pixels"])
     if settings["task"] == "classifier":
@@ -89,23 +98,29 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
         x = mnist.to_pixels(mnist.load(train=False)[0][:10], 0, 1).to(device)
         z = x + settings["sigma"] * sampling.noise_per_image(sampling.seeded(settings["seed"], 0, 10))(x)
         rows = ["clean", f"σ = {settings['sigma']}", "denoised"]
-        return images.beside(images.grid(torch.cat([x, z, net(z)]).clamp(0, 1), 10, 3), rows)
+        return images.beside(images.grid(torch.cat([x, z, net(z)]).clamp(0, 1), 10, 3), rows, 60)
     model = digits.model(settings["task"], net, settings, digits.guide_of(settings, device))
     words = list(model.words) or [""]
-    x = model.sample((words * 40)[:40], steps=25, seed=settings["seed"], batch=40, progress=False)
+    steps = model.walk((words * 40)[:40], 40, Walk(steps=25, seed=settings["seed"]))  # by this process alone
+    x = model.to_unit(sampling.last(steps))
     names = [f"label {word}" for word in words] if model.words else [""] * 10
-    guided = f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
-    return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided if k == 0 else "" for k in range(4)])
+    guided = (
+        f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
+    )
+    return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided, "", "", ""], 150)
 
 
 def unsure(reader: judge.Reader) -> Image.Image:
-    """The 40 of 2,000 test digits whose label has the smallest probability; under each column of four, label -> digit read."""
+    """A sheet of the 40 of 2,000 test digits whose label is least probable; above each its label and what is read."""
     x, labels = mnist.test_digits(2000, list(range(10)))
     x = mnist.to_pixels(x, 0, 1)
     log_probs = reader.log_probs(reader.features(x))
     order = log_probs.gather(1, labels[:, None])[:, 0].argsort()[:40]  # by log p(label)
     said = [f"{label}, read {read}" for label, read in zip(labels[order].tolist(), log_probs[order].argmax(1).tolist())]
-    rows = [images.captioned(images.grid(x[part], 10, 3), said[k : k + 10]) for k, part in zip(range(0, 40, 10), order.split(10))]
+    rows = [
+        images.captioned(images.grid(x[part], 10, 3), said[k : k + 10])
+        for k, part in zip(range(0, 40, 10), order.split(10))
+    ]
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     for k, row in enumerate(rows):
         sheet.paste(row, (0, k * row.height))

@@ -62,9 +62,9 @@ def model(name: str, unet: nn.Module, settings: dict, guide: Denoiser | None = N
         return {word: torch.tensor([labels[word]], device=device) if classes else None for word in words}
 
     def levels(steps: int | str | None, sampler: str, start: int | None) -> list[int]:
-        start = start or len(alpha_bar) - 1
+        start = len(alpha_bar) - 1 if start is None else start
         try:
-            steps = int(steps or min(STEPS.get(sampler, start), start))
+            steps = min(STEPS.get(sampler, start), start) if steps is None else int(steps)
         except ValueError:
             raise ValueError(f"steps must be a whole number for digits, got {steps!r}") from None
         if not 1 <= steps <= start:

@@ -1,15 +1,15 @@
-"""Chapter 10. Editing: how does a picture of yours steer the walk?
+"""Chapter 11. Editing: how does a given picture steer sampling?
 
-    sdedit    begin at level t with your picture, noised to t: what noise has covered is drawn again     (SDEdit Alg. 1)
-    hold      after every step, put one part f of the image back to what it is in your picture
-              x_t <- x_t − f(x_t) + f(√ᾱ_t x_orig + √(1 − ᾱ_t) ε)                                       (FD: hybrids of real images)
-    inpaint   hold with f(x) = (1 − m) x: the mask m is 1 where the picture is to be repainted             (CS180 A.5, RePaint Alg. 1)
+    sdedit    start at level t from the picture, noised to t: what the noise hides is drawn anew         (SDEdit Alg. 1)
+    hold      after every step, reset one part f of the image to that of the picture                     (FD)
+              x_t <- x_t − f(x_t) + f(√ᾱ_t x_orig + √(1 − ᾱ_t) ε)
+    inpaint   hold with f(x) = (1 − m) x: the mask m is 1 where the image is repainted       (CS180 A.5, RePaint Alg. 1)
 
-The part that is held is noised to the level of the *result* of the step, so that a network sees one level in the whole image; at
-level 0 it is the clean original, to the bit. What is repainted is drawn by a step that knew the held part only through its noise,
-and may not fit: RePaint goes back up a few levels and down again, several times, and the seam heals.
+The part that is held is noised to the level that the step *reached*, so the network sees one noise level in the whole
+image; at level 0 it is the clean original, bit for bit. A step draws the rest knowing the held part only through its
+noise, so the two may not fit: RePaint goes up a few levels and down again, several times, until the seam disappears.
 
-With another prompt or label in the denoiser, sdedit is text- or label-guided image-to-image. SDEdit = Meng et al. 2022, arXiv
+With another prompt or label in the denoiser, sdedit is guided image-to-image. SDEdit = Meng et al. 2022, arXiv
 2108.01073. RePaint = Lugmayr et al. 2022, arXiv 2201.09865. FD: see illusions.py. Next: one_forward.py.
 """
 
@@ -35,10 +35,11 @@ def sdedit(
     clip: Clip = unclipped,
     noise: Noise = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Walk from x_orig, noised to level timesteps[0]. Yields (t, x_t) as `sample` does.
+    """Sample from x_orig, noised to level timesteps[0]. Yields (t, x_t) as `sample` does.
 
     x_orig:    (B, C, H, W), in the network's range of pixels
-    timesteps: falling levels; drop more of the first for a smaller edit (the course's i_start: `timesteps[i_start:]`)
+    timesteps: decreasing levels; a lower start gives a smaller edit (the course's i_start: `timesteps[i_start:]`)
+    Raises ValueError when the levels do not decrease.
     """
     check_timesteps(timesteps, len(alpha_bar) - 1)
     x = add_noise(x_orig, alpha_bar[timesteps[0]], noise(x_orig))
@@ -48,9 +49,9 @@ def sdedit(
 def hold(
     part: Callable[[Tensor], Tensor], x_orig: Tensor, alpha_bar: Tensor, noise: Noise = torch.randn_like
 ) -> Callable[[Tensor, int], Tensor]:
-    """The constraint that `part` of the image is that of x_orig, for the `constrain` of `sample`.
+    """The constraint that `part` of the image is that of x_orig (B, C, H, W), for `constrain` in `sample`.
 
-    part: linear, and the same when taken twice (a mask, the greys), or nearly so (a low pass); see illusions.py
+    part: a projection (a mask, the greys), or nearly one (a low pass); see illusions.py
     """
 
     def constrain(x_t: Tensor, t: int) -> Tensor:
@@ -60,18 +61,17 @@ def hold(
 
 
 def resampled(timesteps: list[int], jump: int, rounds: int) -> list[int]:
-    """RePaint's walk: every `jump` steps go back up by `jump` and down again, so that each stretch is walked `rounds` times.
+    """RePaint's levels: every `jump` steps go back up by `jump` and down again, `rounds` times down in all.
 
         resampled([6, 5, 4, 3, 2, 1, 0], jump=2, rounds=2) = [6, 5, 4, 3,  5, 4, 3, 2, 1,  3, 2, 1, 0]
 
-    The jumps start 1, 1 + jump, 1 + 2 jump, … steps before the end (RePaint's code; its paper: jump 10, rounds 10, 250 steps).
-    Raises ValueError unless rounds >= 1 and jump >= 1, and jump < steps when there is something to repeat.
+    The jumps start 1, 1 + jump, 1 + 2 jump, … steps before the end, as in RePaint's code (paper: jump 10, rounds 10,
+    250 steps). Raises ValueError unless rounds >= 1 and jump >= 1, and unless jump < steps when rounds > 1.
     """
     steps = len(timesteps) - 1
     if rounds < 1 or jump < 1 or (rounds > 1 and jump >= steps):
-        raise ValueError(
-            f"resampling {steps} steps wants rounds >= 1 and a jump of 1 to {steps - 1}, got rounds = {rounds}, jump = {jump}"
-        )
+        limits = f"rounds >= 1 and a jump between 1 and {steps - 1} for {steps} steps"
+        raise ValueError(f"expected {limits}, got rounds = {rounds}, jump = {jump}")
     levels = []
     for i, t in enumerate(timesteps):
         levels.append(t)
@@ -94,23 +94,19 @@ def inpaint(
     clip: Clip = unclipped,
     noise: Noise = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Repaint a picture where the mask is 1. Yields (t, x_t) after every step down or up; the last is the picture at level timesteps[-1].
+    """Repaint a picture where the mask is 1. Yields (t, x_t) after every step, down or up.
 
-    x_orig: (B, C, H, W), in the network's range of pixels
-    mask:   (B or 1, C or 1, H, W), cut at ½ to 0 or 1 (a soft mask would mix two noises and lose variance)
-    timesteps: from T the hole begins as noise; from a lower level, as what was there (sdedit in a mask)
-    jump, rounds: see `resampled`; rounds = 1 never goes up
-    Raises ValueError when the mask does not fit the picture, the levels do not fall, or the jump is too long.
+    x_orig:       (B, C, H, W), in the network's range of pixels
+    mask:         (B or 1, C or 1, H, W), rounded to 0 or 1 (a soft mask would mix two noises and lose variance)
+    timesteps:    from T the hole starts as noise; from a lower level, as the picture (sdedit inside the mask)
+    jump, rounds: see `resampled`; with rounds = 1 it never goes up
+    Raises ValueError when the mask does not fit the picture, the levels do not decrease, or the jump is too long.
     """
     check_timesteps(timesteps, len(alpha_bar) - 1)
-    if (
-        mask.ndim != 4
-        or mask.shape[-2:] != x_orig.shape[-2:]
-        or any(m not in (1, n) for m, n in zip(mask.shape, x_orig.shape))
-    ):
-        raise ValueError(
-            f"the mask has shape {tuple(mask.shape)}, the picture {tuple(x_orig.shape)}: make them the same, or 1 in place of B and C"
-        )
+    fits = mask.ndim == 4 and all(m in (1, n) for m, n in zip(mask.shape, x_orig.shape))
+    if not fits or mask.shape[-2:] != x_orig.shape[-2:]:
+        wanted = f"a mask of the picture's shape, {tuple(x_orig.shape)}, or with 1 for B or C"
+        raise ValueError(f"expected {wanted}, got {tuple(mask.shape)}")
     keep = (mask <= 0.5).to(x_orig)
     known = hold(lambda x: keep * x, x_orig, alpha_bar, noise)
     x = noise(x_orig)

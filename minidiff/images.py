@@ -30,7 +30,7 @@ def grid(images: Tensor, columns: int, zoom: int = 2) -> Image.Image:
 
 
 def one_line(text: str, width: float) -> str:
-    """What can be drawn of any text in one line of `width` pixels: line breaks and other control characters are spaces, and the end is cut off."""
+    """What can be drawn of any text in a line of `width` pixels: control characters are spaces, the end is cut."""
     most = max(0, int(width))  # letters: each is a pixel wide, or more
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * most]).split())[:most]
     length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
@@ -49,15 +49,13 @@ def captioned(picture: Image.Image, columns: list[str]) -> Image.Image:
     return sheet
 
 
-def beside(picture: Image.Image, rows: list[str]) -> Image.Image:
-    """The picture with a line of text at the left of each of its equally high rows."""
-    length = ImageDraw.Draw(picture).textlength
-    rows = [one_line(text, 120) for text in rows]
-    margin = max(40, *(int(length(text)) + 8 for text in rows))
+def beside(picture: Image.Image, rows: list[str], margin: int = 40) -> Image.Image:
+    """The picture with a line of text at the left of each of its equally high rows, in a margin so wide."""
     sheet = Image.new("RGB", (picture.width + margin, picture.height), "white")
     sheet.paste(picture, (margin, 0))
     for i, text in enumerate(rows):
-        ImageDraw.Draw(sheet).text((margin // 2, int((i + 0.5) * picture.height / len(rows))), text, fill="black", anchor="mm")
+        place = margin // 2, int((i + 0.5) * picture.height / len(rows))
+        ImageDraw.Draw(sheet).text(place, one_line(text, margin), fill="black", anchor="mm")
     return sheet
 
 
@@ -77,7 +75,7 @@ def save_gif(frames: list[Image.Image], path: str | Path, fps: int = 12) -> None
 
 
 def curve(values: list[float], size: tuple[int, int] = (640, 360)) -> Image.Image:
-    """The loss over the steps, on a log scale: a point a step in light blue, their running mean over 2 % of the steps in dark."""
+    """The loss over the steps on a log scale: each step in light blue, the running mean of 2 % of them in dark."""
     picture = Image.new("RGB", size, "white")
     draw, left, right, top, bottom = ImageDraw.Draw(picture), 64, size[0] - 16, 28, size[1] - 44
     y, every = torch.tensor(values, dtype=torch.float64).clamp(min=1e-8), max(len(values) // 50, 1)
@@ -94,7 +92,8 @@ def curve(values: list[float], size: tuple[int, int] = (640, 360)) -> Image.Imag
         draw.text((left - 6, place(1, value)[1]), f"{value:.3g}", fill="black", anchor="rm")
     for step in sorted({1 + round((len(values) - 1) * k / 4) for k in range(5)}):
         draw.line([(place(step, 10**low)[0], bottom), (place(step, 10**low)[0], bottom + 4)], fill="grey")
-        draw.text((place(step, 10**low)[0], bottom + 6), f"{step:,}", fill="black", anchor="ma" if step < len(values) or step == 1 else "ra")
+        anchor = "ra" if step == len(values) > 1 else "ma"
+        draw.text((place(step, 10**low)[0], bottom + 6), f"{step:,}", fill="black", anchor=anchor)
     draw.line([place(i + 1, v) for i, v in enumerate(y.tolist())], fill="lightsteelblue")
     draw.line([place(i + every, v) for i, v in enumerate(mean.tolist())], fill="navy", width=2)
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="grey")
@@ -104,7 +103,7 @@ def curve(values: list[float], size: tuple[int, int] = (640, 360)) -> Image.Imag
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """At most eight ticks between two positive numbers: 1, 2 and 5 times powers of ten, or, where these are fewer than two, even steps."""
+    """Ticks between two positive numbers: 1, 2 and 5 times powers of ten (of over eight, the powers), or even steps."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**k for k in decades for m in (1, 2, 5) if low <= m * 10.0**k <= high]
     ticks = ticks if len(ticks) <= 8 else [t for t in ticks if f"{t:e}"[0] == "1"]

@@ -23,7 +23,6 @@ import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -78,7 +77,7 @@ def read_as(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def readings(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """S of scores.py for illusions, S_ij = log p(label j | view i): (N, V, 10), int64 (V,) or (N, V) -> (N, V, V)."""
+    """S of illusions, S_ij = log p(label j | view i): (N, V, 10), int64 (V,) or (N, V) -> (N, V, V)."""
     V = log_probs.shape[1]
     return log_probs.gather(2, labels.expand(len(log_probs), V)[:, None].expand(-1, V, -1))
 
@@ -100,16 +99,27 @@ class RealDigits:
 def real_digits(reader: Reader) -> RealDigits:
     """Measure the real digits, in some eight seconds, once for each classifier: what was found is kept in a file."""
     weights = b"".join(w.detach().cpu().numpy().tobytes() for w in reader.classifier.state_dict().values())
-    return _real_digits(reader, hashlib.sha256(weights).hexdigest()[:16])
+    digest = hashlib.sha256(weights).hexdigest()[:16]
+    if digest not in _measured:
+        _measured[digest] = _kept(reader, cache_folder() / f"real-digits-{digest}.safetensors")
+    return _measured[digest]
 
 
-@cache
-def _real_digits(reader: Reader, digest: str) -> RealDigits:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
-    path = folder / f"real-digits-{digest}.safetensors"
-    with suppress(ValueError, KeyError):
+_measured: dict[str, RealDigits] = {}  # what this process has measured or read, by the classifier's digest
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept; a machine without a home has it in the current folder."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidiff"
+    return Path(".cache", "minidiff")
+
+
+def _kept(reader: Reader, path: Path) -> RealDigits:
+    """What the file holds; measured, and written into it, where there is none to be believed."""
+    with suppress(ValueError, KeyError, TypeError):
         tensors, record = load_tensors(path)
-        return RealDigits(tensors["features"], record["limit"], record["floor"])
+        return RealDigits(tensors["features"], float(record["limit"]), float(record["floor"]))
     test, some = (reader.features(mnist.to_pixels(x, 0, 1)) for x in (mnist.load(False)[0], mnist.load(True)[0][:2000]))
     to_others = to_nearest(test, test, NEIGHBOURS + 1)  # the nearest is the digit itself
     real = RealDigits(test, float(to_others.quantile(0.99)), frechet(some, test))
@@ -174,8 +184,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """The Fréchet distance of two sets of features, (N, D) and (M, D). Computed in float64, on the CPU.
 
     With Σ = RᵀR (R of a QR decomposition of the centred features) tr (Σ_1 Σ_2)^½ is the sum of the singular values of
-    R_1 R_2ᵀ: no root of a matrix is taken, and a set against itself gives 0. Fewer features than D + 1, or few pictures, bias it
-    upwards: compare like with like. Raises ValueError unless both are finite, have one D, and at least 2 rows.
+    R_1 R_2ᵀ: no root of a matrix is taken, and a set against itself gives 0. Few pictures, fewer than D + 1 above all,
+    bias it upwards: compare like with like. Raises ValueError unless both are finite, have one D, and at least 2 rows.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(

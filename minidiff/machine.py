@@ -1,9 +1,10 @@
 """What this machine offers: the scripts ask here once, the library follows its inputs."""
 
-import argparse
 import ctypes
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,19 +16,64 @@ def choose_device(name: str | None = None) -> torch.device:
     best = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     if name not in (None, "cpu", best):
         raise ValueError(f"--device wants {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
-    name = name or best
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name != "cpu" else torch.device("cpu")
+    if (name or best) == "cpu":
+        return torch.device("cpu")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if number >= count:
+        raise ValueError(f"torchrun started {number + 1} processes or more on this machine, it has {count} of {best}: lower --nproc_per_node")
+    return torch.device(name or best, number)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a program may take on the device; of main memory, what Linux calls available, elsewhere all that there is."""
+def free_memory(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes that a program may take on the device. Of main memory, what the system calls available, and no more than the container's limit leaves."""
     if device.type not in ("cpu", "mps") and hasattr(torch.accelerator, "get_memory_info"):  # of PyTorch 2.9; Apple's chips have main memory alone
         torch.accelerator.empty_cache()  # what an earlier network left behind is free too
         return torch.accelerator.get_memory_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    known = re.findall(r"^(MemAvailable|MemFree|Cached): +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    if known:
+        sizes = {name: int(size) * 1024 for name, size in known}
+        available = sizes.get("MemAvailable", sizes.get("MemFree", 0) + sizes.get("Cached", 0))
+        return max(0, min([available, *_left_by_limits(root)]))
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    status = (ctypes.c_uint64 * 8)(64)  # Windows' MEMORYSTATUSEX: its own size, all memory, what is available, ...
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status[2]
+
+
+def _left_by_limits(root: Path) -> Iterator[int]:
+    """What each limit of a control group leaves to this process: its own, and those of the groups around it; of version 2 and of version 1.
+
+    Inside a container the group's path may be the host's, and the container's own group is where the groups are mounted. What is cached
+    of files and not in use (inactive) is given back when it is needed, so it is free.
+    """
+    two, one = ("sys/fs/cgroup", "max", "current", "inactive_file"), ("sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, limit, usage, cached = one if controllers else two
+        group = Path(path.strip("/"))
+        for folder in dict.fromkeys(root / mount / inner for inner in (group, *group.parents, Path())):
+            most, used = _text(folder / f"memory.{limit}").strip(), _text(folder / f"memory.{usage}").strip()
+            if most.isdecimal() and used.isdecimal():  # without a limit it is "max", in version 1 a number that is larger than any memory
+                inactive = re.search(rf"^{cached} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                yield int(most) - int(used) + (int(inactive[1]) if inactive else 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def keep_freed_memory() -> None:
@@ -36,16 +82,6 @@ def keep_freed_memory() -> None:
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # 32 MiB, the most it takes
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def start_processes(device: torch.device) -> tuple[int, int]:
-    """(rank, number of processes) under torchrun, (0, 1) without it."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(device.index)
-    dist.init_process_group(dist.get_default_backend_for_device(device))
-    return dist.get_rank(), dist.get_world_size()
 
 
 def is_first() -> bool:
@@ -69,13 +105,3 @@ def gathered(parts: list[torch.Tensor]) -> torch.Tensor:
         lists = [None] * dist.get_world_size()
         dist.all_gather_object(lists, mine)
     return torch.cat([part for parts in lists for part in parts])
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong arguments become a ValueError, so that a script says every error the same way: one sentence, exit code 2."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> None:
-        raise ValueError(f"{message}: {self.prog} --help lists what it takes")

@@ -1,7 +1,8 @@
-"""The hand-written digits: 60,000 to train on and 10,000 to test with, offline.
+"""MNIST, the handwritten digits: 60,000 for training and 10,000 for testing, offline.
 
-The four canonical files are checked against torchvision's md5 sums and read as they lie there, compressed: nothing is downloaded
-or unpacked, so several processes can read at once, and from a read-only folder. `data/README.md` says where they come from.
+The four canonical files are checked against torchvision's md5 sums and read compressed. Nothing is downloaded or
+unpacked, so several processes can read them at once, from a read-only folder too. `data/README.md` says where they come
+from.
 """
 
 import gzip
@@ -17,17 +18,13 @@ from minidiff.shipped import DATA
 
 
 def load(train: bool, root: Path = DATA) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) uint8 and labels (N,) int64.
-
-    Raises ValueError, with the file's name and what to do, when one of the four files is missing or damaged.
-    """
+    """Images (N, 1, 28, 28) uint8 and labels (N,) int64. Raises ValueError when a file is missing or damaged."""
     raw = Path(root) / "MNIST" / "raw"
     for name, md5 in MNIST.resources:
         if not check_integrity(str(raw / name), md5):
             state = "is damaged (its md5 is wrong)" if (raw / name).exists() else "is missing"
-            raise ValueError(
-                f"{raw / name} {state}: restore it with `git checkout -- data`, or copy the canonical MNIST file there"
-            )
+            remedy = "restore it with `git checkout -- data`, or copy the canonical MNIST file there"
+            raise ValueError(f"{raw / name} {state}: {remedy}")
     images, labels = (name for name, _ in MNIST.resources if name.startswith("train") == train)
     return _read(raw / images, 16).view(-1, 1, 28, 28), _read(raw / labels, 8).long()
 
@@ -38,16 +35,18 @@ def _read(path: Path, header: int) -> Tensor:
 
 
 def test_digits(count: int, digits: list[int]) -> tuple[Tensor, Tensor]:
-    """The first `count` of the test set that are among these digits. Raises ValueError when there are not so many."""
+    """The first `count` images of these digits in the test set, (count, 1, 28, 28) uint8, and their labels (count,).
+
+    Raises ValueError when there are fewer.
+    """
     images, labels = load(train=False)
     chosen = torch.isin(labels, torch.tensor(digits)).nonzero()[:, 0]
     if not count <= len(chosen):
-        raise ValueError(
-            f"the test set has {len(chosen)} of the digits {', '.join(map(str, digits))}, asked for {count}: ask for fewer"
-        )
+        named = ", ".join(map(str, digits))
+        raise ValueError(f"the test set has {len(chosen)} of the digits {named}, asked for {count}: ask for fewer")
     return images[chosen[:count]], labels[chosen[:count]]
 
 
 def to_pixels(images: Tensor, low: float = -1, high: float = 1) -> Tensor:
-    """uint8 0 … 255 -> float32 in [low, high]."""
+    """uint8 0 … 255 -> float32 in [low, high], of the same shape, such as (N, 1, 28, 28)."""
     return images.to(torch.float32) / 255 * (high - low) + low

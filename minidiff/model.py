@@ -19,11 +19,11 @@ from minidiff import editing, sampling
 from minidiff.denoiser import Denoiser
 from minidiff.guidance import cfg
 from minidiff.one_forward import Network, one_forward, sequential, stacked
-from minidiff.sampling import Clip, Noise
+from minidiff.sampling import Clip, Noise, Step
 from minidiff.views import View
 from minidiff.walk import Path, Walk, draw
+from minidiff.words import Words, texts, warn_of_unknown
 
-Words = str | int | Sequence[str | int] | Tensor  # one for all images, or one each
 Combine = Callable[[Sequence[Denoiser]], Denoiser]  # one guided denoiser for each term of a formula -> the formula
 
 
@@ -31,16 +31,6 @@ def only(denoisers: Sequence[Denoiser]) -> Denoiser:
     """The formula of one term."""
     (denoiser,) = denoisers
     return denoiser
-
-
-def texts(words: Words) -> list[str]:
-    """Words of any kind as texts: 7, "7", ["a fox", ""], a tensor of labels (−1 for none)."""
-    if isinstance(words, Tensor):
-        words = words.reshape(-1).tolist()
-    words = [words] if isinstance(words, str | int) else list(words)
-    if not words:
-        raise ValueError("expected a word or several, got none")
-    return ["" if word == -1 else str(word) for word in words]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,12 +49,14 @@ class Model:
     device:     where it computes
     batch:      images at a time that suit it
     levels:     (steps or None, name of the sampler, start or None) -> falling levels to 0
+    dtype:      of the weights
     unet:       the digits' network; None where weights are loaded when needed
     guide:      a worse denoiser to be guided away from (AG), for a network without words
     plan:       (rows of a forward pass, words) -> ValueError where memory will not do
     release:    lets go of the weights until they are needed again
     low:        stage II alone: (low-resolution images, noise) -> what the network sees of them, (B, C, H, W)
     large:      stage II of this model, if there is one
+    vocabulary: the words of the captions that it was trained on, None where nobody counted
     """
 
     name: str
@@ -79,12 +71,14 @@ class Model:
     device: torch.device
     batch: int
     levels: Callable[[int | str | None, str, int | None], list[int]]
+    dtype: torch.dtype = torch.float32
     unet: nn.Module | None = None
     guide: Denoiser | None = None
     plan: Callable[[int, Sequence[str]], None] = lambda rows, words: None
     release: Callable[[], None] = lambda: None
     low: Callable[[Tensor, Noise], Tensor] | None = None
     large: "Model | None" = None
+    vocabulary: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         draws = "pictures of prompts" if self.words is None else f"digits {' '.join(self.words)}".rstrip()
@@ -97,10 +91,14 @@ class Model:
         Raises ValueError for one that the model does not know, and for another number than 1 or n.
         """
         words = texts(words)
+        if n is not None and n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
         for word in words if self.words is not None else ():
             if word not in ("", *self.words):
                 what = f"the digits {self.words[0]} to {self.words[-1]}" if self.words else "no labels"
                 raise ValueError(f"{self.name} knows {what}, got {word!r}")
+        if self.vocabulary is not None:
+            warn_of_unknown(words, self.vocabulary)
         if n is not None and len(words) not in (1, n):
             raise ValueError(f"expected one word, or {n} (one an image), got {len(words)}")
         return words
@@ -132,27 +130,40 @@ class Model:
         Raises ValueError for an unknown word, and for the one-step denoiser.
         """
         self._walks()
+        if lows is None and self.low is not None:
+            raise ValueError(f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`")
         terms = [self.known(words) for words in terms]
         conditions = self.conditions(list(dict.fromkeys(["", *(word for words in terms for word in words)])))
         build = self._builder(terms, combine, self.scale if scale is None else scale, conditions, lows)
         # a guide is no question to the network: the recorder would run it twice
-        return (sequential if one_by_one or self.guide is not None else one_forward)(self.network, build)
+        return (sequential if one_by_one or self.guide is not None else one_forward)(self._answer, build)
 
-    def timesteps(self, steps: int | str | None = None, sampler: str = "dpm", start: int | None = None) -> list[int]:
+    def timesteps(
+        self, steps: int | str | None = None, sampler: str | Step = "dpm", start: int | None = None
+    ) -> list[int]:
         """The falling levels of a walk from `start` (None: pure noise) to 0.
 
         Raises ValueError for steps that do not fit.
         """
         self._walks()
-        return self.levels(steps, sampler, start)
+        T = len(self.alpha_bar) - 1
+        if start is not None and not 1 <= start <= T:
+            raise ValueError(f"start must be between 1 and T = {T}, got {start}")
+        return self.levels(Walk(steps=steps).steps, Walk(sampler).name, start)
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is something to be guided away from: no word, or a guide."""
+        return self.words != () or self.guide is not None
 
     def settled(self, walk: Walk) -> Walk:
-        """The walk with the model's own sampler, scale and batch where it has none."""
-        if walk.scale is not None and self.words == () and self.guide is None:
+        """The walk with the model's own sampler, scale and batch where it has none. Raises ValueError for a scale where
+        nothing guides."""
+        if walk.scale is not None and not self.guided:
             raise ValueError(
-                f"{self.name} has neither labels nor a guide to be guided by, got scale {walk.scale}: leave it out"
+                f"{self.name} has neither labels nor a guide to be guided by, got scale {walk.scale:g}: leave it out"
             )
-        return walk.default(sampler="dpm", scale=self.scale, batch=self.batch)
+        return walk.default(sampler="dpm", scale=self.scale if self.guided else None, batch=self.batch)
 
     # ---------------------------------------------------------------------------------------------------- many images
 
@@ -176,7 +187,7 @@ class Model:
         words = self.known(words, n)
         walk = Walk(sampler, steps, eta, scale, batch, seed=seed)
         x, _ = self.from_noise([words], n or len(words), walk, show=progress)
-        return self.enlarge(x, [words], show=progress)
+        return self.enlarge(x, [words], walk=walk, show=progress)
 
     def walk(self, words: Words = "", n: int | None = None, walk: Walk = Walk()) -> Iterator[tuple[int, Tensor]]:
         """One batch of n images on its way from noise: yields (t, x_t), (n, C, H, W) in `pixels`, after each step."""
@@ -213,13 +224,22 @@ class Model:
 
     def prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine = only) -> None:
         """Ask for memory and weights before the first step: stage II's plan, then the plan of n images, then the
-        prompts."""
+        prompts. The weights of stage II are let go of. Raises ValueError."""
+        if self.low is not None:
+            raise ValueError(f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`")
+        self._prepare(terms, n, walk, combine)
+
+    def _prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine) -> None:
         terms = [self.known(words) for words in terms]
         words = list(dict.fromkeys(["", *(word for words in terms for word in words)]))
         if self.words is None:
             rows = 1 if walk.sequential else self._rows(terms, walk, combine)
             if self.large is not None:
-                self.large.timesteps(None, walk.sampler)
+                self.large.release()
+                try:
+                    self.large.timesteps(None, walk.sampler)
+                except ValueError as error:
+                    raise ValueError(f"upscale: {error}") from None
                 self.large.plan(rows, ())
             self.plan(min(n, walk.batch) * rows, words)
         self.conditions(words)
@@ -261,7 +281,7 @@ class Model:
             raise ValueError(f"{self.name} enlarges no pictures: load a stage II")
         walk = self.settled(walk)
         levels, n = self.timesteps(walk.steps, walk.sampler), len(x)
-        self.prepare(terms, n, walk, combine)
+        self._prepare(terms, n, walk, combine)
 
         def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
             x_T = noise(torch.empty(len(part), *self.shape, device=self.device))
@@ -284,12 +304,12 @@ class Model:
         words = [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
         return self.formula(words, combine, walk.scale, walk.sequential, lows)
 
-    def picture(self, path) -> Tensor:
+    def picture(self, source) -> Tensor:
         """A picture of yours, (1, C, H, W) in `pixels`: its centre, scaled; for digits, ink on paper becomes light on
         black."""
         from minidiff import pictures  # Pillow is needed by those who read pictures alone
 
-        x = pictures.read(path, self.shape[1:], self.shape[0], *self.pixels)
+        x = pictures.read(source, self.shape[1:], self.shape[0], *self.pixels)
         return sum(self.pixels) - x if self.words is not None and pictures.inked(x, *self.pixels) else x
 
     def to_unit(self, x: Tensor) -> Tensor:
@@ -302,6 +322,13 @@ class Model:
             raise ValueError(
                 f"{self.name} denoises in one step and has no levels to walk: use its `unet`, or load mnist-class"
             )
+
+    def _answer(self, x_t: Tensor, t: int, c: Any) -> tuple[Tensor, Tensor | None]:
+        """The network's; it was trained on levels 1 … T and says anything of others."""
+        T = len(self.alpha_bar) - 1
+        if not 1 <= t <= T:
+            raise ValueError(f"{self.name} knows the levels 1 to {T}, got {t}: walk with its own `alpha_bar`")
+        return self.network(x_t, t, c)
 
     def _path(self, terms: Sequence[Sequence[str]], walk: Walk, combine: Combine, levels: list[int]):
         def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
@@ -346,3 +373,4 @@ class Model:
 
 OfDigits = Annotated[Model | str, "digits"]  # of a lesson that needs a model of digits
 OfAny = Model | str  # ... or takes one of prompts as well
+OfEnlarging = Annotated[Model | str, "enlarging"]  # ... or needs a stage II

@@ -1,11 +1,12 @@
 """Muon: momentum whose step moves every direction of a matrix alike, where plain momentum moves a few large ones.
 
     m ← μ m + (1 − μ) g,   u = μ m + (1 − μ) g                         momentum (Nesterov's)
-    U = NS(u) ≈ (u uᵀ)^(−1/2) u                                        u = A S Bᵀ -> A Bᵀ: all singular values become about 1
-    w ← (1 − lr λ) w − lr · 0.2 √max(rows, columns) · U                as large a step as Adam's (Liu et al. 2025, arXiv 2502.16982)
+    U = NS(u) ≈ (u uᵀ)^(−1/2) u                                        u = A S Bᵀ -> A Bᵀ: all singular values about 1
+    w ← (1 − lr λ) w − lr · 0.2 √max(rows, columns) · U                as large a step as Adam's (Moonlight section 2.2)
 
-For matrices inside of a network: a convolution is one of (out, in · 9). Embeddings, norms, biases, and the first and last convolution are
-Adam's. Muon = Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+For matrices inside of a network; a convolution is one of (out, in · 9). Embeddings, norms, biases, and the first and
+last convolution are Adam's. Muon = Jordan et al. 2024, kellerjordan.github.io/posts/muon; Moonlight = Liu et al.
+2025, arXiv 2502.16982.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-ADAMS = ("shared", "conv_in", "conv_out", "positional", "relative", "norm")  # in names of weights that are no such matrices
+ADAMS = (
+    "shared",
+    "conv_in",
+    "conv_out",
+    "positional",
+    "relative",
+    "norm",
+)  # in names of weights that are no such matrices
 
 
 def matrices(net: nn.Module) -> list[nn.Parameter]:
@@ -53,7 +61,9 @@ class Muon(torch.optim.Optimizer):
             u = torch.stack([self._momentum(w, mu) for w in weights])
             scale = 0.2 * max(u.shape[1:]) ** 0.5
             for w, step in zip(weights, orthogonal(u).float()):
-                step = step.view(len(w), *w.shape[2:], w.shape[1]).movedim(-1, 1)  # (out, in, …), as `_momentum` laid it out
+                step = step.view(len(w), *w.shape[2:], w.shape[1]).movedim(
+                    -1, 1
+                )  # (out, in, …), as `_momentum` laid it out
                 w.mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr * scale)
 
     def _momentum(self, w: nn.Parameter, mu: float) -> Tensor:

@@ -1,15 +1,16 @@
-"""Chapter 11. One forward pass: how does a formula of many questions cost one?
+"""Chapter 12. One forward pass: how does a formula of many denoisers cost one pass of the network?
 
-A guided anagram of two views asks the network four times a step, as four closures. A batch of four rows asks once. Keep both:
+A guided anagram of two views calls the network four times per step. A batch of four rows would call it once. Write
 
-    denoise = one_forward(network, lambda net: hybrid(cfg(net(skull), net(empty), 7), cfg(net(water), net(empty), 7), low_pass))
+    guided = lambda net, c: cfg(net(c), net(empty), 7)
+    denoise = one_forward(network, lambda net: anagram([guided(net, skull), guided(net, water)], views))
 
-The formula is written as if each net(c) were a denoiser of its own, and is run twice a step: first against a recorder that notes
-the questions (x, c) and answers zero, then, when the network has answered all distinct questions as one batch, with the answers.
-A question asked twice is one row: the hybrid above takes 3 and not 4, since both halves ask the same of the empty prompt.
+as if each net(c) were a denoiser of its own. At every step the formula runs twice: first against a recorder, which
+notes the questions (x, c) and answers zero; then, once the network has answered all distinct questions in one batch,
+with the answers. A question asked twice is one row: a guided hybrid asks about the empty prompt twice: 3 rows, not 4.
 
-Two questions are the same when x and c are: tensors by value (kilobytes, beside a forward pass), tuples part by part.
-Left out: questions that depend on answers (a second-order step inside a formula); `sequential` can. Next: networks/if_unet.py.
+Two questions are the same when x and c are: tensors by value (kilobytes, cheap beside a forward pass), tuples part by
+part. Left out: questions that depend on answers, for which there is `sequential`. Next: networks/if_unet.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from minidiff.denoiser import Denoiser
 
-Network = Callable[[Tensor, int, Any], tuple[Tensor, Tensor | None]]  # eps, v = network(x_t, t, c); c has a row an image
+Network = Callable[
+    [Tensor, int, Any], tuple[Tensor, Tensor | None]
+]  # eps, v = network(x_t, t, c), one row of c per image
 Build = Callable[[Callable[[Any], Denoiser]], Denoiser]  # a formula: build(net) -> denoiser, where net(c) is a denoiser
 
 
 def stacked(conditions: Sequence[Any], B: int) -> Any:
-    """Conditions one below the other: tensors with B rows, or with 1 for all; or tuples (of tuples) of such, as a text's state; or None."""
+    """n conditions as one batch: tensors (B, …) or (1, …), (nested) tuples of them, or None -> the same, (n · B, …)."""
     if conditions[0] is None:
         return None
     if isinstance(conditions[0], Tensor):
@@ -34,23 +37,27 @@ def stacked(conditions: Sequence[Any], B: int) -> Any:
 
 
 def sequential(network: Network, build: Build) -> Denoiser:
-    """The formula with one forward pass for each question: for small memories."""
+    """The formula of images (B, C, H, W) with one forward pass of B rows per question, to save memory."""
     return build(lambda c: lambda x_t, t: network(x_t, t, stacked([c], len(x_t))))
 
 
 def one_forward(network: Network, build: Build) -> Denoiser:
-    """The formula with one forward pass a step. Raises ValueError if it asks about another level or shape, or by what was answered."""
-    answer = None  # what a question gets now: `record` or `reply`
+    """The formula of images (B, C, H, W) with one forward pass per step, of B rows per distinct question.
+
+    When called, it raises ValueError if a question is about another level or shape, or depends on an answer.
+    """
+    answer = None  # `record` or `reply`
     formula = build(lambda c: lambda x, level: answer(x, level, c))
 
     def denoise(x_t: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         nonlocal answer
-        questions, calls = [], []  # the distinct ones; and the k-th call of the formula asks question calls[k]
+        questions, calls = [], []  # the distinct questions; the k-th call asks questions[calls[k]]
 
         def record(x, level, c):
             if level != t or x.shape != x_t.shape:
+                got = f"level {level} and {tuple(x.shape)}"
                 raise ValueError(
-                    f"asked at level {level} about {tuple(x.shape)} in a step at level {t} about {tuple(x_t.shape)}: use `sequential`"
+                    f"expected questions about level {t} and {tuple(x_t.shape)}, got {got}: use `sequential`"
                 )
             known = [k for k, (y, d) in enumerate(questions) if _same(x, y) and _same(c, d)]
             calls.append(known[0] if known else len(questions))
@@ -61,7 +68,7 @@ def one_forward(network: Network, build: Build) -> Denoiser:
         def reply(x, level, c):
             k = next(order, None)
             if k is None or not (_same(x, questions[k][0]) and _same(c, questions[k][1])):
-                raise ValueError("this formula asks something else when the answers are not zero: use `sequential`")
+                raise ValueError("expected the same questions whatever the answers, got others: use `sequential`")
             return eps[k], v[k]
 
         answer = record

@@ -1,19 +1,18 @@
 """The picture book: ten thousand small pictures of nine hundred things in eight styles, and what to say of each.
 
-A picture is stored as 64 x 64 RGBA, one lossless sheet per source. Its caption is made when it is asked for: the same picture is
-"an emoji of an apple", "a colourful emoji of a fruit" or just "an apple". Where a picture has a single hue, that can be turned,
-and the colour's name goes into the caption: "a blue lemon".
+A picture is stored as 64 x 64 RGBA, one lossless sheet per source. Its caption (captions.py) is made when it is asked
+for: the same picture is "an emoji of an apple", "a colourful emoji of a fruit" or just "an apple". Where a picture has
+a single hue, that can be turned, and the colour's name goes into the caption: "a blue lemon".
 
-Held out, for questions that cannot have been learned by heart: some (thing, style) pairs, of which no picture is trained on, and
-some (thing, colour) pairs, to which no picture is turned. `Book.twins` names styles that share an outline (3d and flat) or are
-made of one another (pixel and emoji): say so when one of them is scored.
+Held out, for questions that cannot have been learned by heart: some (thing, style) pairs, no picture of which is used
+in training, and some (thing, colour) pairs, to which no picture is turned. `Book.twins` names styles that share an
+outline (3d and flat) or are made of one another (pixel and emoji): say so when one of them is scored.
 
-Left out: mirror images (scissors, letters and cars have a side). `data/picturebook/README.md` names sources and licences;
-`build.py` beside it makes the sheets again. Reading needs only what is shipped.
+Left out: mirror images (scissors and cars have a side). `data/picturebook/README.md` names sources and licences, and
+`build.py` beside it makes the sheets again; reading needs only what is shipped.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,25 +22,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "picturebook"
-PHRASE = {
-    "emoji": "an emoji of", "flat": "a flat drawing of", "3d": "a 3d render of", "icon": "an icon of", "line": "a line drawing of",
-    "pixel": "a pixel art drawing of", "cartoon": "a cartoon of", "silhouette": "a silhouette of",
-}  # fmt: skip
-COLOUR_WORDS = set("red orange yellow green turquoise blue purple pink black white brown gold silver bronze".split())
-UNCOUNTED = set(  # no article before these
-    "bread cheese corn wheat rice popcorn butter bacon broccoli garlic ginger lettuce cabbage fire ice water soap yarn coral money meat "
-    "sushi tempura spaghetti salad stew soup curry fondue falafel food seafood clothing tableware furniture wool fog wind smoke rain dna "
-    "snow poop paper music milk tea wine coffee honey salt whisky soda blood sound cutlery maize grain fuji saturn earth steam medicine "
-    "lightning tennis pong weather make-up sake cream wood dynamite mail barley chocolate porridge".split()
-)
+from minidiff.captions import Thing, prompt, say, words
+from minidiff.shipped import DATA
 
+__all__ = ["Book", "Thing", "batch", "caption", "lesson", "load", "prompt", "recolour", "render", "vocabulary", "words"]
 
-@dataclass(frozen=True)
-class Thing:
-    name: str
-    aliases: tuple[str, ...]
-    kind: str
+FOLDER = DATA / "picturebook"
 
 
 @dataclass(frozen=True)
@@ -65,23 +51,26 @@ class Book:
 
 def load(folder: str | Path = FOLDER) -> Book:
     """Read captions.json and the sheets. Raises ValueError when one of them is missing or damaged."""
+    folder = Path(folder)
     try:
-        told = json.loads((Path(folder) / "captions.json").read_text())
-        pictures = [_cut(Path(folder) / sheet["file"], len(sheet["things"]), told["size"], told["columns"]) for sheet in told["sheets"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the picture book in {folder} ({error}): restore it with `git checkout -- data`") from None
-    styles = tuple(told["styles"])
+        told = json.loads((folder / "captions.json").read_text())
+        sheets = told["sheets"]
+        pictures = [_cut(folder / s["file"], len(s["things"]), told["size"], told["columns"]) for s in sheets]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        message = f"cannot read the picture book in {folder} ({error}): restore it with `git checkout -- data`"
+        raise ValueError(message) from None
+    styles, pairs = tuple(told["styles"]), {tuple(pair) for pair in told["held_out"]}
     things = tuple(Thing(thing["name"], tuple(thing["aliases"]), thing["kind"]) for thing in told["things"])
-    pairs = {tuple(pair) for pair in told["held_out"]}
+    nan = float("nan")
     rows = [
-        (thing, styles.index(sheet["style"]), number, float("nan") if hue is None else hue, (things[thing].name, sheet["style"]) in pairs)
-        for number, sheet in enumerate(told["sheets"])
-        for thing, hue in zip(sheet["things"], sheet["hues"], strict=True)
+        (i, styles.index(s["style"]), number, nan if hue is None else hue, (things[i].name, s["style"]) in pairs)
+        for number, s in enumerate(sheets)
+        for i, hue in zip(s["things"], s["hues"], strict=True)
     ]
-    columns = map(torch.tensor, zip(*rows, strict=True))
     return Book(
-        torch.cat(pictures), *columns, things, styles, tuple(map(tuple, told["styles"].values())), told["colours"],
-        frozenset(told["colourless"]), told["twins"], frozenset(map(tuple, told["held_out_colours"])),
+        torch.cat(pictures), *map(torch.tensor, zip(*rows, strict=True)), things, styles,
+        tuple(map(tuple, told["styles"].values())), told["colours"], frozenset(told["colourless"]), told["twins"],
+        frozenset(map(tuple, told["held_out_colours"])),
     )  # fmt: skip
 
 
@@ -93,97 +82,69 @@ def _cut(path: Path, count: int, size: int, columns: int) -> Tensor:
 
 
 def lesson(book: Book, count: int | None = None) -> Tensor:
-    """Indices (M,) of the pictures to train on: of the first `count` things, without what is held out."""
+    """Indices (M,) of the pictures to train on: of the first `count` things (all), without what is held out."""
     return ((book.thing < (count or len(book.things))) & ~book.held_out).nonzero()[:, 0]
 
 
-def with_article(words: str) -> str:
-    """"owl" -> "an owl", "unicorn" -> "a unicorn"; "cherries", "bread" and "pair of cherries" -> as they should be."""
-    noun = re.split(r" (?:of|with|in|on|from|and|before|at) ", words)[0].split()[-1]
-    if noun in UNCOUNTED or (noun.endswith("s") and not re.search(r"(ss|us|is|lens)$", noun)):
-        return words
-    an = re.match(r"(?!eu|ewe|one|ufo|uni|uti)[aeiou]|hour|x-ray", words)
-    return f"{'an' if an else 'a'} {words}"
-
-
-def prompt(style: str | None, name: str, colour: str | None = None) -> str:
-    """The canonical caption: prompt("pixel", "apple", "red") is "a pixel art drawing of a red apple"; style None: "a red apple"."""
-    if style is not None and style not in PHRASE:
-        raise ValueError(f"expected one of the styles {', '.join(PHRASE)}, got {style!r}")
-    words = with_article(f"{colour} {name}" if colour else name)
-    return f"{PHRASE[style]} {words}" if style else words
-
-
 def caption(book: Book, i: int, generator: torch.Generator, colour: str | None = None) -> str:
-    """One of the things to say of picture i: its name (75 %), an alias (15 %) or its kind (10 %), the style in nine of ten.
-
-    colour: the name of the one it was turned to. An alias that names a colour itself is never said of a black or turned picture.
-    """
-    which, alias, styled, phrase = torch.rand(4, generator=generator).tolist()
-    thing, style = book.things[book.thing[i]], int(book.style[i])
-    plain = colour or book.styles[style] in book.colourless
-    aliases = [words for words in thing.aliases if not (plain and COLOUR_WORDS & set(words.split()))] or [thing.name]
-    words = thing.name if which < 0.75 else aliases[int(alias * len(aliases))] if which < 0.9 else thing.kind
-    words = with_article(f"{colour} {words}" if colour else words)
-    phrases = book.phrases[style][:1] * 2 + book.phrases[style]
-    return f"{phrases[int(phrase * len(phrases))]} {words}" if styled < 0.9 else words
-
-
-def words(text: str) -> list[str]:
-    """The words of a prompt, as `vocabulary` lists them."""
-    return re.findall(r"[a-z0-9][a-z0-9'-]*", text.lower())
+    """Something to say of picture i, see `captions.say`. colour: the one it was turned to."""
+    style = int(book.style[i])
+    black = book.styles[style] in book.colourless
+    return say(book.things[book.thing[i]], book.phrases[style], generator, colour, black)
 
 
 def vocabulary(book: Book) -> set[str]:
-    """Every word that a caption can hold; another one means nothing to a network that has learned this book."""
+    """Every word that a caption can hold; any other means nothing to a network that learned this book."""
     said = [text for thing in book.things for text in (thing.name, *thing.aliases, thing.kind)]
-    said += [phrase for phrases in book.phrases for phrase in phrases]
-    return {word for text in [*said, *book.colours, "a an"] for word in words(text)}
+    return {word for text in [*said, *sum(book.phrases, ()), *book.colours, "a an"] for word in words(text)}
 
 
 def render(rgba: Tensor, size: int, background: float = 1.0) -> Tensor:
     """On a plain background, scaled by areas: (B, 4, 64, 64) uint8 -> (B, 3, size, size) float32 in [-1, 1].
 
-    The colours are weighed by their alpha before the mean is taken, so no rim gets dark. background: -1 black … 1 white
+    Colours are weighed by their alpha before the mean is taken, so no rim gets dark.
+    background: -1 black … 1 white. Raises ValueError when size is larger than the picture.
     """
-    if not 1 <= size <= rgba.shape[-1]:
-        raise ValueError(f"expected a size from 1 to {rgba.shape[-1]}, got {size}")
-    x = rgba.float() / 255
-    return F.adaptive_avg_pool2d(background + x[:, 3:] * (x[:, :3] * 2 - 1 - background), size)
+    S = rgba.shape[-1]
+    if not 1 <= size <= S:
+        raise ValueError(f"expected a size from 1 to {S}, got {size}")
+    edge, pixel = torch.arange(size) * S / size, torch.arange(S)[:, None]
+    area = (torch.minimum(pixel + 1, edge + S / size) - torch.maximum(pixel, edge)).clamp(min=0) * size / S
+    x = rgba.float()  # column j of area says how much of each pixel falls into pixel j of the result
+    over = x[:, :3].sub(127.5 * (1 + background)).mul_(x[:, 3:])
+    return (area.T @ (over @ area)).mul_(2 / 255**2).add_(background)
 
 
 def recolour(rgba: Tensor, from_hue: float, to_hue: float) -> Tensor:
-    """Turn the hues within 60 degrees of from_hue by to_hue - from_hue; value and saturation stay (HSV).
+    """Turn the hues within 60 degrees of from_hue by to_hue - from_hue; value, saturation and alpha stay (HSV).
 
     rgba: (..., 4, H, W) uint8, and so is the result
     """
-    x = rgba[..., :3, :, :].float()
-    value, chroma = x.amax(-3), x.amax(-3) - x.amin(-3)
-    r, g, b = x.unbind(-3)
-    side = torch.where(value == r, (g - b) % (6 * chroma.clamp(min=1)), torch.where(value == g, b - r + 2 * chroma, r - g + 4 * chroma))
-    hue = side / chroma.clamp(min=1) * 60
+    r, g, b = x = rgba[..., :3, :, :].float().movedim(-3, 0)
+    value, chroma = x.amax(0), x.amax(0) - x.amin(0)
+    sector = torch.where(value == r, g - b, torch.where(value == g, b - r + 2 * chroma, r - g + 4 * chroma))
+    hue = sector / chroma.clamp(min=1) * 60
     near = ((hue - from_hue + 180) % 360 - 180).abs() < 60
     hue = torch.where(near, hue + to_hue - from_hue, hue)
-    k = (torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1) + hue.unsqueeze(-3) / 60) % 6
-    turned = value.unsqueeze(-3) - chroma.unsqueeze(-3) * torch.minimum(k, 4 - k).clamp(0, 1)
-    return torch.cat([turned.round().to(torch.uint8), rgba[..., 3:, :, :]], -3)
+    k = [(n + hue / 60) % 6 for n in (5, 3, 1)]
+    turned = [value - chroma * torch.minimum(kc, 4 - kc).clamp(0, 1) for kc in k]
+    return torch.stack([*(c.round().to(torch.uint8) for c in turned), rgba[..., 3, :, :]], -3)
 
 
 def batch(
     book: Book, indices: Tensor, size: int, generator: torch.Generator, recolour_share: float = 0.1, shift: float = 0.04
 ) -> tuple[Tensor, list[str]]:
-    """What a training step takes: pictures (B, 3, size, size) float32 in [-1, 1] and their captions.
+    """What a training step takes: pictures (B, 3, size, size) float32 in [-1, 1], and B captions.
 
     recolour_share: of the pictures with one hue, how many are turned to another (never to one that is held out)
-    shift:          each is moved by up to this share of the side, in whole pixels of the result
+    shift:          each picture is moved by up to this share of the side, in whole pixels of the result
     """
     turned = torch.rand(len(indices), generator=generator) < recolour_share
     rgba, captions = book.pictures[indices], []
     for row, i in enumerate(indices.tolist()):
-        colour, hue = None, float(book.hue[i])
+        colour, hue, name = None, float(book.hue[i]), book.things[book.thing[i]].name
         if turned[row] and hue == hue:
-            name = book.things[book.thing[i]].name
-            free = [colour for colour in book.colours if (name, colour) not in book.held_out_colours]
+            free = [c for c in book.colours if (name, c) not in book.held_out_colours]
             colour = free[int(torch.randint(len(free), (), generator=generator))]
             rgba[row] = recolour(rgba[row], hue, book.colours[colour])
         captions.append(caption(book, i, generator, colour))
@@ -191,10 +152,8 @@ def batch(
 
 
 def shifted(x: Tensor, most: int, generator: torch.Generator, background: float = 1.0) -> Tensor:
-    """Each picture moved by a whole number of pixels in -most … most, to the side and up or down. x: (B, C, H, W)"""
+    """Each picture moved by -most … most pixels to the side and up or down. x: (B, C, H, W)"""
     B, _, H, W = x.shape
-    y0, x0 = torch.randint(2 * most + 1, (2, B), generator=generator)
-    rows = (torch.arange(H) + y0[:, None])[:, None, :, None]
-    columns = (torch.arange(W) + x0[:, None])[:, None, None, :]
+    corners = torch.randint(2 * most + 1, (B, 2), generator=generator).tolist()
     wide = F.pad(x, (most, most, most, most), value=background)
-    return wide[torch.arange(B)[:, None, None, None], torch.arange(x.shape[1])[:, None, None], rows, columns]
+    return torch.stack([p[:, top : top + H, left : left + W] for p, (top, left) in zip(wide, corners, strict=True)])

@@ -1,16 +1,31 @@
 """Your pictures: any PNG, JPEG or WebP file -> pixels of the size and kind that a network wants, and masks to go with them.
 
-What a viewer shows is what you get: turned as the camera says (EXIF), transparent parts on white. The largest centred rectangle
-of the wanted shape is cut out and scaled by areas, so that nothing is stretched and a small picture does not sparkle.
+What a viewer shows is what you get: turned as the camera says (EXIF), in the colours of a screen (ICC profiles), transparent parts on
+white, of an animation the first frame; what else the file holds does not matter. The largest centred rectangle of the wanted shape is
+cut out and scaled by areas, so that nothing is stretched and a small picture does not sparkle. Left out: PNG's gAMA, cHRM and cICP.
 """
 
+import io
+import os
+import struct
 import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import pil_to_tensor
+
+from minidiff.files import load_arrays
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TURN = Image.Transpose
+TURNS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+EXIF_NUMBERS = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}  # type -> how it is packed
 
 
 def read(path: str | Path, size: tuple[int, int], channels: int = 3, low: float = -1, high: float = 1) -> Tensor:
@@ -65,23 +80,131 @@ def mask(source: str, size: tuple[int, int], of: str | Path | None = None) -> Te
     return (fitted(picture, size, 1) >= 0.5).float()
 
 
+def of_arrays(path: str | Path, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """The `images` of a file of arrays, (N, channels, H, W) float32 in [0, 1]. Raises ValueError, with their size, for others."""
+    images = load_arrays(path).get("images")
+    wanted = f"images (N, {channels}, {size[0]}, {size[1]}) in [0, 1]"
+    if images is None or images.ndim != 4 or images.shape[1:] != (channels, *size) or len(images) == 0:
+        found = "no images" if images is None else f"images {tuple(images.shape)}"
+        raise ValueError(f"{path} has {found}, the model takes {wanted}: give a picture, which is cropped, or arrays of that size")
+    images = images.float()
+    if not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        raise ValueError(f"{path} has images in [{float(images.min()):g}, {float(images.max()):g}], expected {wanted}: scale them")
+    return images
+
+
+# ------------------------------------------------------------------------------------------------------- what a viewer shows
+
+
 def _opened(path: str | Path) -> Image.Image:
-    """The whole picture as RGB, upright, on white."""
-    path = Path(path)
-    if not path.is_file():
+    """The whole picture as RGB of a screen (sRGB), upright, on white."""
+    if not os.path.isfile(path):
         raise ValueError(f"there is no picture {path}: check the path")
-    if path.stat().st_size == 0:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights and its disk") from None
+    if not content:
         raise ValueError(f"{path} is empty (0 bytes): save the picture again")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
-                picture = ImageOps.exif_transpose(picture)
-                if picture.mode.startswith("I"):  # 16 bits: convert("L") alone would cut off at 255
-                    picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-                picture = picture.convert("RGBA")
+            content, profile = _bare(content)
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as picture:
+                picture.load()
+                colours, alpha = _apart(picture, content)
+                exif, profile = picture.info.get("exif", b""), profile or picture.info.get("icc_profile")
+            colours = _on_screen(colours, profile)
+            if alpha is not None:
+                colours.putalpha(alpha)
+                colours = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+            turn = TURNS.get(_orientation(exif))
+            return colours if turn is None else colours.transpose(turn)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is too large ({error}): scale it to at most {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001, the decoders raise a dozen kinds for what is broken
         raise ValueError(f"{path} is no whole PNG, JPEG or WebP picture: save it again as PNG") from None
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _bare(content: bytes) -> tuple[bytes, bytes | None]:
+    """A PNG or a JPEG without the parts that do not change a still picture, whatever they hold; and a PNG's colour profile."""
+    kept, profile, at = [PNG], None, len(PNG)
+    if content.startswith(b"\xff\xd8"):
+        return _bare_jpeg(content), None
+    if not content.startswith(PNG):
+        return content, None
+    while at + 8 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        chunk = content[at : at + 12 + size]
+        sound = len(chunk) == 12 + size and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if not kind[0] & 32 or (kind in (b"tRNS", b"eXIf") and sound):  # a capital letter first: nothing is shown without it
+            kept.append(chunk)
+        elif kind == b"iCCP" and sound:
+            with suppress(zlib.error):
+                profile = zlib.decompressobj().decompress(chunk[8:-4].partition(b"\0")[2][1:], 2**24)
+        at += len(chunk) if kind != b"IEND" else len(content)
+    return b"".join(kept), profile
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    wanted = {0xE0: b"", 0xE1: b"Exif\0\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}  # segments of programs, and how they begin
+    kept, at = [content[:2]], 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # there the pixels begin
+        size = 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")  # it may be filled up with 0xFF
+        kind, start = content[at + 1], content[at + 4 : at + 16]
+        if (not 0xE0 <= kind <= 0xEF and kind != 0xFE) or (kind in wanted and start.startswith(wanted[kind])):
+            kept.append(content[at : at + size])
+        at += size
+    return b"".join([*kept, content[at:]])
+
+
+def _apart(picture: Image.Image, content: bytes) -> tuple[Image.Image, Image.Image | None]:
+    """Colours (L, RGB or CMYK, 8 bits) and, where something is transparent, alpha."""
+    key, depth = picture.info.get("transparency"), content[24] if picture.format == "PNG" else 8
+    if picture.mode in ("P", "PA") or picture.mode in ("LA", "La", "RGBA", "RGBa"):
+        colours = picture.convert("RGBA")
+        return colours.convert("RGB" if picture.mode not in ("LA", "La") else "L"), colours.getchannel("A")
+    pixels = np.asarray(picture)
+    if picture.mode.startswith("I"):  # greys of 16 bits
+        colours = Image.fromarray(((pixels.astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8))
+    else:
+        colours = picture if picture.mode in ("RGB", "CMYK") else picture.convert("L")
+    if key is None or picture.format != "PNG":
+        return colours, None
+    if picture.mode == "RGB" and depth == 16:
+        pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    elif depth < 8:  # Pillow has stretched them to 0 ... 255
+        pixels, key = np.asarray(colours), (key & (2**depth - 1)) * (255 // (2**depth - 1))
+    seen = np.atleast_3d(pixels != np.asarray(key).astype(pixels.dtype)).any(-1)
+    return colours, Image.fromarray(seen.astype(np.uint8) * 255)
+
+
+def _on_screen(colours: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours of a profile -> RGB of a screen. A profile that is broken, or not of this kind of colours, counts as none."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[source.profile.xcolor_space.strip()]
+        if mode == colours.mode or (mode, colours.mode) == ("RGB", "L"):
+            return ImageCms.profileToProfile(colours.convert(mode), source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, ImportError, KeyError, OSError, TypeError, ValueError):
+        pass
+    return colours.convert("RGB")
+
+
+def _orientation(exif: bytes) -> int:
+    """The number that says how the camera was held, 1 for upright, from the one entry that matters here, whatever the rest is like."""
+    with suppress(struct.error, IndexError, ZeroDivisionError, ValueError, OverflowError):
+        exif = exif.removeprefix(b"Exif\0\0")
+        order = {b"II": "<", b"MM": ">"}.get(exif[:2], "<")
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        for entry in range(start + 2, start + 2 + 12 * struct.unpack_from(f"{order}H", exif, start)[0], 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
+            if tag == 0x0112 and kind in EXIF_NUMBERS:
+                number = order + EXIF_NUMBERS[kind]
+                inside = struct.calcsize(number) * count <= 4
+                value = struct.unpack_from(number, exif, entry + 8 if inside else struct.unpack_from(f"{order}I", exif, entry + 8)[0])
+                return int(value[0] / value[1] if len(value) == 2 else value[0])
+    return 1

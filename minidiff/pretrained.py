@@ -1,6 +1,7 @@
 """Chapter 23. Pretrained models: from a name to a model, whatever it is. Next: judge.py, what they drew."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,15 +32,15 @@ def load(
     dtype:         of a prompted model's weights: float32, bfloat16 or float16; default float32, on CUDA float16
     bank:          the prompt bank, a .safetensors file: looked into before T5 is asked, and added to
     encoder:       the model whose tokenizer/ and text_encoder/ encode the prompts, if not this one
-    noise_level:   of the small picture in stage II, 0 ... 999: more invents more
+    noise_level:   of the small picture in stage II, 0 ... 999: more invents more; default 250
     upscale:       stage II of that folder or name enlarges what this model draws
-    upscale_steps: steps of that
+    upscale_steps: steps of that; default dpm 20, ddpm smart50
     say:           is given a line about memory before a prompted model is loaded
     Raises ValueError for an unknown name, a file that cannot be believed, and what the model has no use for.
     """
     given = {"dtype": dtype, "bank": bank, "encoder": encoder, "noise_level": noise_level, "upscale": upscale}
     if is_of_digits(name):
-        for option, value in given.items():
+        for option, value in (given | {"upscale_steps": upscale_steps}).items():
             if value is not None:
                 raise ValueError(
                     f"{option} is for models of prompts, {name} draws digits: leave it out, or choose another model"
@@ -61,11 +62,17 @@ def load(
                 noise_level=level,
                 steps=upscale_steps,
             )
+            large = replace(large, name=str(upscale))
             if large.low is None:
                 raise ValueError(f"{upscale} is a stage I, expected a stage II, like DeepFloyd/IF-II-M-v1.0")
         except ValueError as error:
             raise ValueError(f"upscale: {error}") from None
-    return load_prompted(_place(name), device, **options, encoder=encoder, noise_level=level, large=large)
+    model = load_prompted(_place(name), device, **options, encoder=encoder, noise_level=level, large=large)
+    if model.low is None and large is None and noise_level is not None:
+        raise ValueError(f"noise_level is for stage II, got {noise_level} for {name} alone: leave it out, or name a stage II")
+    if model.low is not None and large is not None:
+        raise ValueError(f"{name} is a stage II, which enlarges pictures: expected a stage I, or no upscale")
+    return replace(model, name=str(name))
 
 
 def names() -> list[str]:

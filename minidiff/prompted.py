@@ -56,9 +56,8 @@ class Weights:
     def plan(self, rows: int, words: Sequence[str]) -> None:
         """Raises ValueError when a forward pass of so many rows, or T5 before it, does not fit into memory."""
         text_config, stored = None, prompts.load_bank(self.bank) if self.bank else {}
-        if any(
-            word not in self.vectors and (prompts.plain(word), self._encoder_name()) not in stored for word in words
-        ):
+        new = [word for word in words if word not in self.vectors]
+        if prompts.missing(new, self.encoder, self.width, stored, self.half):
             if self.bank:
                 check_writable(self.bank)
             with suppress(ValueError):  # a model without text encoder: `embed` says so, and what is nearest in the bank
@@ -66,7 +65,8 @@ class Weights:
         plan = deepfloyd.memory_plan(self.config, self.dtype, rows, text_config=text_config)
         if self.say is not None:
             self.say(f"{self.name}: {plan}")
-        plan.check(free_memory(self.device))
+        held = 0 if self.unet is None else plan.weights  # what is loaded is in the plan, and no longer free
+        plan.check(free_memory(self.device) + held)
 
     def conditions(self, words: Sequence[str]) -> dict[str, TextState]:
         """The states of these prompts, and the U-Net ready to be asked."""
@@ -85,9 +85,6 @@ class Weights:
     def release(self) -> None:
         """Let go of the U-Net; the prompts' vectors stay."""
         self.unet, self.states = None, {}
-
-    def _encoder_name(self) -> str:
-        return prompts.encoder_name(self.encoder, self.width)
 
     def _embedded(self, words: Sequence[str]) -> Tensor:
         stored = prompts.load_bank(self.bank) if self.bank else {}
@@ -140,12 +137,14 @@ def load_prompted(
     default_steps = own.get("steps") or ("smart50" if second else "150")
 
     def levels(asked: int | str | None, sampler: str, start: int | None) -> list[int]:
-        asked = asked or steps
-        if sampler != "dpm":
-            return deepfloyd.respaced(asked or default_steps, len(alpha_bar) - 1)
-        if asked is not None and not str(asked).isdecimal():
-            raise ValueError(f"DPM-Solver++ takes 1 to 900 steps, got {asked!r}: a named respacing is for ddpm or ddim")
-        return deepfloyd.solver_levels(alpha_bar, int(asked or own.get("solver_steps", 20)), lowest)
+        asked = steps if asked is None else asked
+        if sampler == "dpm":
+            if asked is not None and not str(asked).isdecimal():
+                raise ValueError(f"DPM-Solver++ takes a number of steps, got {asked!r}: a name is for ddpm or ddim")
+            found = deepfloyd.solver_levels(alpha_bar, int(own.get("solver_steps", 20) if asked is None else asked), lowest)
+        else:
+            found = deepfloyd.respaced(default_steps if asked is None else asked, len(alpha_bar) - 1)
+        return found if start is None else [start, *(t for t in found if t < start)]
 
     def ask_first(x_t: Tensor, t: int, c: Any) -> tuple[Tensor, Tensor | None]:
         return adapters.text(weights.unet, TextState(*c))(x_t, t)
@@ -175,11 +174,19 @@ def load_prompted(
         device=device,
         batch=1 if second else 4,
         levels=levels,
+        dtype=dtype,
         plan=weights.plan,
         release=weights.release,
         low=low,
         large=large,
+        vocabulary=_vocabulary(name),
     )
+
+
+def _vocabulary(name: str | Path) -> frozenset[str] | None:
+    """The words of the captions that a model was trained on, one a line in its vocabulary.txt; None where there is none."""
+    path = Path(name) / "vocabulary.txt"
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
 
 
 def load_unet(name: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", folder: str = "unet") -> IFUNet:
@@ -191,7 +198,7 @@ def load_unet(name: str | Path, dtype: torch.dtype, device: torch.device | str =
     unet.to(device=device, memory_format=torch.channels_last if half else torch.preserve_format)
     variance = hub.read_json(name, "scheduler/scheduler_config.json").get("variance_type")  # absent: fixed_small
     unet.learned = unet.learned and variance == "learned_range"
-    return unet.eval()
+    return unet.eval().requires_grad_(False)
 
 
 def forget_text(unet: IFUNet) -> None:

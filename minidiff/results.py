@@ -54,9 +54,15 @@ class Result:
         if self.images is None:
             raise ValueError("this lesson made no images: read its summary")
         if self.shown is None:
-            picture = grid(self.images, self.across)
-            picture = images.beside(picture, list(self.rows)) if self.rows else picture
-            return images.captioned(picture, list(self.columns)) if self.columns else picture
+            picture, columns = grid(self.images, self.across), list(self.columns)[: len(self.images)]
+            named = images.captioned(picture, columns) if columns else picture
+            if not self.rows:
+                return named
+            left, top = images.beside(picture, list(self.rows)), named.height - picture.height
+            sheet = Image.new("RGB", (left.width, named.height), "white")
+            sheet.paste(left, (0, top))
+            sheet.paste(named, (left.width - picture.width, 0))
+            return sheet
         x, V = self.shown, self.shown.shape[1]
         across = min(len(x), max(1, 280 // (x.shape[-1] * V)))  # as many images in a row as fit
         return images.captioned(grid(x.flatten(0, 1), across * V), [*self.columns] * across)
@@ -74,6 +80,19 @@ class Result:
 def grid(x: Tensor, columns: int) -> Image.Image:
     """(N, C, H, W) in [0, 1], row by row; small images enlarged by a whole number."""
     return images.grid(x, columns, -(-SIDE // x.shape[-1]))
+
+
+def pictured(x: Tensor | Result) -> Image.Image:
+    """Images (N, C, H, W) in [0, 1], or a Result, as one picture. Raises ValueError for another shape or range."""
+    if isinstance(x, Result):
+        return x.picture()
+    if not isinstance(x, Tensor) or x.ndim != 4 or len(x) == 0 or x.shape[1] not in (1, 3):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected images (N, 1 or 3, H, W) or a lesson's Result, got {got}")
+    low, high = float(x.min()), float(x.max())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes")
+    return grid(x, min(len(x), 10))
 
 
 def labels_of(terms: Sequence[Sequence[str]], n: int) -> Tensor:

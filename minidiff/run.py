@@ -1,14 +1,16 @@
 """A training run that can be killed at any moment and goes on as if it had not been.
 
-    state.safetensors    the network, its average (EMA), the optimisers' moments, the position in the epoch and its order, the random
-                         numbers, all losses; and, as JSON, the settings, so that --resume asks for none of them again
+    state.safetensors    the network, its average (EMA), the optimisers' moments, the place in the epoch and its order,
+                         the random numbers, all losses; and, as JSON, the settings, which --resume does not ask for
 
-What is saved is all that the next step depends on: a run that was stopped and resumed ends with the same weights, to the bit, as one
-that was not. What a run learns, and from what, is a `Task`: digit_tasks.py and text_tasks.py make them.
+What is saved is all that the next step depends on: a run that was stopped and resumed ends with the same weights, to
+the bit, as one that was not. What a run learns, and from what, is a `Task`: digit_tasks.py and text_tasks.py make them.
 """
 
 import copy
+import csv
 import math
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidiff.files import load_tensors, save_tensors
+from minidiff import images
+from minidiff.files import load_tensors, replaced, save_tensors
 from minidiff.muon import Muon, matrices
 from minidiff.training import update_ema
 
-
-MOMENTS = {"adam": ("exp_avg", "exp_avg_sq", "step"), "muon": ("momentum",)}  # what an optimiser remembers of each weight
+MOMENTS = {
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "muon": ("momentum",),
+}  # what an optimiser remembers of each weight
 
 
 class Task(NamedTuple):
@@ -30,8 +35,8 @@ class Task(NamedTuple):
     net:   the network; with several parts (U-Net and text encoder) one module that holds them
     steps: of an epoch
     order: (epoch, generator) -> the examples of that epoch, in the order of use, int64
-    loss:  (net, chosen (B,) int64, epoch, generator, mine) -> 0-dim: the loss of the part `mine` of a batch. Each process draws the random
-           numbers of the whole batch, so that they do not depend on how it is split
+    loss:  (net, chosen (B,) int64, epoch, generator, mine) -> 0-dim: the loss of the part `mine` of a batch. Each
+           process draws the random numbers of the whole batch, so that they do not depend on how it is split
     write: (averaged net, folder, record, last) -> None: the weights, and pictures
     init:  () -> tensors by name: the first weights, when the settings name another network to begin with
     """
@@ -45,7 +50,11 @@ class Task(NamedTuple):
 
 
 class Run:
-    """All that a run is made of, so that it can stop and go on: networks, optimisers, position, random numbers, losses."""
+    """All that a run is made of, so that it can stop and go on: networks, optimisers, position, random numbers, losses.
+
+    net:      the network, which the run moves to `device`
+    settings: see train.py; all of them are kept in the state
+    """
 
     def __init__(self, net: nn.Module, settings: dict, device: torch.device):
         self.settings = settings
@@ -58,18 +67,23 @@ class Run:
         self.losses: list[float] = []
 
     def begin_with(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Take over another network's layers: the time-conditioned one, say, is the class-conditioned one without its label."""
+        """Take over another network's layers, as far as both have them: `time` is `class` without the label.
+
+        source: where the tensors are from. Raises ValueError when none fits, or one has another shape.
+        """
         own = self.net.state_dict()
         shared = {name: tensor.to(own[name]) for name, tensor in tensors.items() if name in own}
         wrong = [name for name in shared if shared[name].shape != own[name].shape]
         if wrong or not shared:
             layer = f" ({wrong[0]})" if wrong else ""
-            raise ValueError(f"--init wants a network of the same widths, {source} has other layers{layer}: name another")
+            raise ValueError(
+                f"--init wants a network of the same widths, {source} has other layers{layer}: name another"
+            )
         for net in (self.net, self.averaged):
             net.load_state_dict(own | shared)
 
     def learn(self, rate: float) -> None:
-        """One step of the optimiser with the gradients that are there, cut to the norm `clip` if the settings have one."""
+        """One step of the optimisers with the gradients that are there, cut to the norm `clip` if there is one."""
         if self.settings.get("clip"):
             nn.utils.clip_grad_norm_(self.net.parameters(), self.settings["clip"])
         for optimiser in self.optimisers.values():
@@ -77,7 +91,7 @@ class Run:
             optimiser.step()
 
     def count(self, value: float) -> None:
-        """One more step is done: average the weights. A young average forgets faster, or it would remember the random start."""
+        """One more step is done: average the weights. A young average forgets faster, or it remembers the start."""
         if self.settings["ema"]:
             update_ema(self.averaged, self.net, min(self.settings["ema"], self.steps / (self.steps + 10)))
         self.steps, self.batch = self.steps + 1, self.batch + 1
@@ -90,12 +104,11 @@ class Run:
         """Raises ValueError when a weight is NaN or infinite: asked before anything good is overwritten."""
         for net in (self.net, self.averaged):
             if not all(bool(torch.isfinite(v).all()) for v in net.state_dict().values()):
-                raise ValueError(
-                    f"the weights are no longer finite after step {self.steps}: the last good state is kept, lower the learning rate"
-                )
+                where = f"after step {self.steps}: the last good state is kept"
+                raise ValueError(f"the weights are no longer finite {where}, lower the learning rate")
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all. Raises ValueError when a weight is not finite, OSError when the disk is full."""
+        """Write the state, whole or not at all. Raises ValueError for weights that are not finite, or OSError."""
         self.check_finite()
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
@@ -129,7 +142,9 @@ class Run:
             states = optimiser.state_dict()
             for i, p in enumerate(optimiser.param_groups[0]["params"]):
                 found = {key: tensors[f"{name}.{i}.{key}"].clone() for key in MOMENTS[name]}
-                states["state"][i] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in found.items()}
+                states["state"][i] = {
+                    k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v for k, v in found.items()
+                }
             optimiser.load_state_dict(states)
 
 
@@ -149,8 +164,8 @@ def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
     constant    lr
     epoch       lr · 0.1^(1/epochs) an epoch, a tenth at the end (the course)
     cosine      up in a straight line for `warmup` steps, down to 0 along a cosine
-    trapezoid   up for `warmup` steps, level, and down to 0 in a straight line over the last `cooldown` (a share of the run): the level
-                part may be as long as there is time for
+    trapezoid   up for `warmup` steps, level, and down to 0 in a straight line over the last `cooldown` (a share of the
+                run): the level part may be as long as there is time for
     """
     lr, epochs, total = settings["lr"], settings["epochs"], settings["epochs"] * steps_per_epoch
     if settings["decay"] == "constant":
@@ -161,3 +176,24 @@ def learning_rate(settings: dict, step: int, steps_per_epoch: int) -> float:
     if settings["decay"] == "trapezoid":
         return lr * min(up, (total - step) / max(settings["cooldown"] * total, 1), 1)
     return lr * up * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def write_results(run: Run, task: Task, folder: Path) -> None:
+    """Loss curve, weights and, after some epochs, samples."""
+    with replaced(folder / "loss.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", "loss"])
+        table.writerows((i + 1, f"{value:.6f}") for i, value in enumerate(run.losses))
+    images.save_png(images.curve(run.losses), folder / "loss.png")
+    record = run.settings | {"epoch": run.epoch, "loss": run.recent_loss(400), "git": git_commit()}
+    task.write(run.averaged if run.settings["ema"] else run.net, folder, record, run.epoch == run.settings["epochs"])
+
+
+def git_commit() -> str:
+    """The commit of this code; "unknown" where there is no git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

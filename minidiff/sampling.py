@@ -1,16 +1,17 @@
 """Chapter 3. Sampling: how does a denoiser become an image?
 
-Start from x_T ~ N(0, I). At every level ask for ε, estimate x_0 from it, and step to the next cleaner level of the list:
+Start from x_T ~ N(0, I). At every level predict ε, estimate x_0 from it, and step to the next cleaner level:
 
-    DDPM     draw from q(x_t′ | x_t, x_0), Gaussian                                          (DDPM Eq. 7, Alg. 2)
+    DDPM     draw from q(x_t′ | x_t, x_0), a Gaussian                                        (DDPM Eq. 7, Alg. 2)
     DDIM     x_t′ = √ᾱ_t′ x_0 + √(1 − ᾱ_t′ − σ²) ε + σ z,  σ² = η² β̃; η = 0 draws nothing       (DDIM Eq. 12, 16)
     DPM++    the ODE of DDIM, second order from the last two estimates of x_0                 (DPM++ Alg. 2)
 
-A step is a pure function of one image and two numbers ᾱ: it knows no schedule, so any falling list of levels will do, and
-its last step, to ᾱ = 1, adds no noise. `sample` is a generator: frames, progress bars and early stops belong to the caller.
+A step is a pure function of an image, its predicted noise and two values of ᾱ: it knows no schedule, so any decreasing
+list of levels will do. The last step, to ᾱ = 1, adds no noise. `sample` is a generator: the caller may keep frames,
+show a progress bar, or stop early.
 
 DDPM, iDDPM: see schedule.py. DDIM = Song et al. 2021, arXiv 2010.02502. DPM++ = Lu et al. 2022, arXiv 2211.01095.
-Left out: Heun's and other predictor-correctors, continuous time. Next: networks/mnist_unet.py, a network to walk with.
+Left out: Heun's method and other predictor-correctors, continuous time. Next: networks/mnist_unet.py, a network.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,16 +27,16 @@ from minidiff.schedule import check_timesteps
 
 
 class Asked(NamedTuple):
-    """What the step before started from: the image, the noise predicted in it, and its ᾱ. For steps of second order."""
+    """Where the previous step started: the image (B, C, H, W), the noise predicted in it, and its ᾱ."""
 
     x_t: Tensor
     eps: Tensor
     alpha_bar_t: Tensor
 
 
-Noise = Callable[[Tensor], Tensor]  # fresh N(0, I) of the shape, dtype and device of its argument, like torch.randn_like
-Clip = Callable[[Tensor], Tensor]  # an estimate of x_0 -> the same, kept in the range of pixels
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Clip, Noise, Asked | None], Tensor]  # as ddpm_step
+Noise = Callable[[Tensor], Tensor]  # like torch.randn_like: N(0, I) of the shape, dtype and device of its argument
+Clip = Callable[[Tensor], Tensor]  # keeps an estimate of x_0 in the range of pixels
+Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Clip, Noise, Asked | None], Tensor]  # like ddpm_step
 
 
 def ddpm_step(
@@ -48,11 +49,12 @@ def ddpm_step(
     noise: Noise = torch.randn_like,
     before: Asked | None = None,
 ) -> Tensor:
-    """One ancestral step from level t to t′ (DDPM Alg. 2, lines 3-4): the image (B, C, H, W) at t′. All steps are called so.
+    """One ancestral step from level t to t′ (DDPM Alg. 2, lines 3-4): returns the image (B, C, H, W) at t′.
 
-    eps, v:      what the denoiser says of x_t (denoiser.py). Variance: β̃ when v is None, else learned (iDDPM Eq. 15)
+    eps, v: the denoiser's answer for x_t. The variance is β̃ when v is None, otherwise learned (iDDPM Eq. 15)
     alpha_bar_t, alpha_bar_prev: 0-dim float64, ᾱ_t < ᾱ_t′
-    before:      what the step that led to x_t started from, None at the start of a walk; only `dpm_step` uses it
+    before: where the previous step started, None at the start of a walk; only `dpm_step` uses it
+    All steps take these arguments.
     """
     x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
     mean, beta_tilde, beta = posterior(x_t, x_0, alpha_bar_t, alpha_bar_prev)
@@ -62,7 +64,7 @@ def ddpm_step(
 
 
 def ddpm_large_step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like, before=None):
-    """`ddpm_step` with variance β whatever v says: the course's choice, and exact for N(0, I) data (DDPM section 3.2)."""
+    """`ddpm_step` with variance β, whatever v is: the course's choice, exact for N(0, I) data (DDPM section 3.2)."""
     return ddpm_step(x_t, eps, torch.ones_like(eps), alpha_bar_t, alpha_bar_prev, clip, noise)
 
 
@@ -71,11 +73,11 @@ def ddim_step(
 ):
     """DDIM's step (Eq. 12) with σ² = η² β̃: η = 0 draws no noise, η = 1 is `ddpm_step` with β̃.
 
-    ε is derived again from the clipped x_0, so that the two always agree on x_t. Another η: `partial(ddim_step, eta=0.5)`.
-    Raises ValueError unless 0 <= eta <= 1.
+    ε is recomputed from the clipped x_0, so that the two agree on x_t. For another η: `partial(ddim_step, eta=0.5)`.
+    Returns (B, C, H, W). Raises ValueError unless 0 <= eta <= 1.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
+        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 is DDPM")
     x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
     if alpha_bar_prev == 1:
         return x_0
@@ -86,12 +88,12 @@ def ddim_step(
 
 
 def dpm_step(x_t, eps, v, alpha_bar_t, alpha_bar_prev, clip=unclipped, noise=torch.randn_like, before=None):
-    """A step of DPM-Solver++(2M) (DPM++ Alg. 2), which also uses the x_0 of the step before. It draws no noise.
+    """A step of DPM-Solver++(2M) (DPM++ Alg. 2), which also uses the previous step's x_0. It draws no noise.
 
         λ = ½ log(ᾱ / (1 − ᾱ)),  h = λ_t′ − λ_t,  r = (λ_t − λ_before) / h
         D = (1 + 1/2r) x_0 − 1/2r x_0,before        x_t′ = σ_t′/σ_t x_t − √ᾱ_t′ (e^−h − 1) D,  σ² = 1 − ᾱ
 
-    First order (D = x_0) at the start of a walk, and on the last step, where λ = ∞.
+    First order (D = x_0) at the start of a walk, and on the last step, where λ_t′ = ∞. Returns (B, C, H, W).
     """
     x_0 = clip(predict_x0(x_t, eps, alpha_bar_t))
     if alpha_bar_prev == 1:
@@ -117,14 +119,14 @@ def sample(
     constrain: Callable[[Tensor, int], Tensor] | None = None,
     noise: Noise = torch.randn_like,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Walk down the noise levels (DDPM Alg. 2 on any falling list). Yields (t, x_t) after every step.
+    """Walk down the noise levels (DDPM Alg. 2 on any decreasing list). Yields (t, x_t) after every step.
 
     x:         (B, C, H, W) at level timesteps[0]; N(0, I) when that is T
-    timesteps: falling levels, T >= … >= 0; end in 0 for a clean image
-    alpha_bar: (T + 1,) float64, the table of the network that `denoise` is made of
-    step:      ddpm_step, ddpm_large_step, ddim_step, dpm_step, or one of yours that is called like them
+    timesteps: decreasing levels, T >= … >= 0, with 0 at the end for a clean image
+    alpha_bar: (T + 1,) float64, the schedule that the denoiser's network was trained with
+    step:      ddpm_step, ddpm_large_step, ddim_step, dpm_step, or a function of your own with the same arguments
     constrain: (x_t, t) -> x_t, applied after every step (inpainting)
-    Raises ValueError when the levels do not fall, or when an image is no longer finite.
+    Raises ValueError when the levels do not decrease, and when an image is no longer finite.
     """
     check_timesteps(timesteps, len(alpha_bar) - 1)
     before = None
@@ -146,46 +148,47 @@ def one_step(
     noise: Noise = torch.randn_like,
     before: Asked | None = None,
 ) -> tuple[Tensor, Asked]:
-    """The image (B, C, H, W) at level t_prev, and what the next step is given as `before`.
+    """The image (B, C, H, W) at level t_prev, and the `before` of the next step.
 
-    Raises ValueError when the image is no longer finite, and for a step that returns something else than an image.
+    Raises ValueError when the image is no longer finite, and when the step returns anything but the next image.
     """
     eps, v = denoise(x_t, t)
     x = step(x_t, eps, v, alpha_bar[t], alpha_bar[t_prev], clip, noise, before)
     if not isinstance(x, Tensor) or x.shape != x_t.shape:
-        raise ValueError(f"a step returns the next image {tuple(x_t.shape)}, got {type(x).__name__}: see ddpm_step")
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"a step must return the next image, {tuple(x_t.shape)}, got {got}: see ddpm_step")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"the image is not finite after the step {t} -> {t_prev}: use float32, and check the weights")
     return x, Asked(x_t, eps, alpha_bar[t])
 
 
 def last(steps: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """The final image (B, C, H, W) of a walk. Raises ValueError for a walk without a step."""
+    """The final image (B, C, H, W) of a walk. Raises ValueError for a walk without steps."""
     x = None
     for _, x in steps:
         pass
     if x is None:
-        raise ValueError("a walk needs at least one step, got none: give `last` the generator that `sample` returns")
+        raise ValueError("a walk needs at least one step, got none: a generator of `sample` can be used only once")
     return x
 
 
 def noise_per_image(generators: list[torch.Generator]) -> Noise:
-    """A noise source with one CPU generator an image: image k is the same for any batch size and on any device.
+    """A source of noise (B, C, H, W) with one CPU generator per image: image k is the same in any batch, on any device.
 
-    Raises ValueError when it is asked for another number of images (B, C, H, W) than there are generators.
+    It raises ValueError unless there are B generators.
     """
 
     def noise(like: Tensor) -> Tensor:
         if len(generators) != len(like):
-            raise ValueError(f"{len(generators)} generators for {len(like)} images: give one generator an image")
+            raise ValueError(f"got {len(generators)} generators for {len(like)} images: pass one generator per image")
         return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like)
 
     return noise
 
 
 def seeded(seed: int, first: int, count: int) -> list[torch.Generator]:
-    """Generators of the images first … first + count − 1 of a seed; image k of seed s is the same in every run."""
-    # PyTorch's CPU generator keeps the low 32 bits of a seed: spread the seeds by an odd number, or s and k would be lost
+    """The generators of images first … first + count − 1. Image k of a seed is the same in every run."""
+    # PyTorch's CPU generator keeps the low 32 bits of a seed; multiplied by an odd number, different seeds stay apart
     return [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**32) for k in range(first, first + count)]
 
 

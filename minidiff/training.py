@@ -1,14 +1,15 @@
 """Chapter 5. Training: which mean squared error teaches a network to denoise?
 
     denoiser    E ‖D(x + σ ε) − x‖²                           one σ, the clean image itself              (CS180 B.1)
-    diffusion   E ‖ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t) − ε‖²      t ~ U{1 … T}                               (DDPM Eq. 14, Alg. 1)
+    diffusion   E ‖ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t) − ε‖²      t ~ U{1 … T}                         (DDPM Eq. 14, Alg. 1)
     classifier  −E log p(c | x)                               no denoiser: it reads what the others draw
 
-The second may ask for the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 in place of ε (PD, see diffusion.py). Both fix x_0; but where nearly
-all is noise, ε is nearly x_t and its error says nothing about the image, while the velocity there is −x_0: the network
-has to decide what to draw, which is what a small one without guidance fails at.
+The second may ask for the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 in place of ε (PD, see diffusion.py). Both fix x_0; but
+where nearly all is noise, ε is nearly x_t and its error says nothing about the image, while the velocity there is −x_0:
+the network has to decide what to draw, which is what a small one without guidance fails at.
 
-A text model predicts ε, as DeepFloyd IF does, with each level's error weighed by `min_snr` (Min-SNR = Hang et al. 2023, arXiv 2303.09556).
+A text model predicts ε, as DeepFloyd IF does, with each level's error weighed by `min_snr`.
+Min-SNR = Hang et al. 2023, arXiv 2303.09556.
 
 Nothing here draws random numbers: t, ε, the dropped labels, the angles and shifts are arguments. Next: guidance.py.
 """
@@ -21,11 +22,19 @@ from minidiff.diffusion import add_noise, velocity
 
 
 def denoiser_loss(unet: nn.Module, x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
-    """E ‖D(x_0 + σ ε) − x_0‖², mean over pixels. x_0, eps: (B, 1, H, W), x_0 in [0, 1]; sigma > 0. Returns a 0-dim float32."""
+    """E ‖D(x_0 + σ ε) − x_0‖², mean over pixels, 0-dim float32. x_0 in [0, 1], eps: (B, 1, H, W); sigma > 0."""
     return F.mse_loss(unet(x_0 + sigma * eps).float(), x_0)
 
 
-def diffusion_loss(unet: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, c: Tensor | None = None, target: str = "eps") -> Tensor:
+def diffusion_loss(
+    unet: nn.Module,
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    alpha_bar: Tensor,
+    c: Tensor | None = None,
+    target: str = "eps",
+) -> Tensor:
     """DDPM Eq. 14, mean over pixels. Returns a 0-dim float32.
 
     x_0, eps:  (B, 1, H, W)
@@ -73,15 +82,20 @@ def drop_captions(captions: list[str], keep: Tensor) -> list[str]:
 
 
 def moved(x: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
-    """Each image turned about its centre, counter-clockwise, and moved right and down: bilinear, and 0 comes in from outside.
+    """Each image turned about its centre, counter-clockwise, and moved right and down; bilinear, 0 outside.
 
     x: (B, C, H, W); angle: (B,), radians; shift: (B, 2), pixels to the right and down
     """
     H, W = x.shape[-2:]
     right, down = shift.T[:, :, None, None]
-    column, row = torch.arange(W).to(x) - (W - 1) / 2 - right, torch.arange(H).to(x)[:, None] - (H - 1) / 2 - down  # (B, 1, W), (B, H, 1)
+    column, row = (
+        torch.arange(W).to(x) - (W - 1) / 2 - right,
+        torch.arange(H).to(x)[:, None] - (H - 1) / 2 - down,
+    )  # (B, 1, W), (B, H, 1)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    source = torch.stack([(cos * column - sin * row) * 2 / (W - 1), (sin * column + cos * row) * 2 / (H - 1)], -1)  # borders are −1 and 1
+    source = torch.stack(
+        [(cos * column - sin * row) * 2 / (W - 1), (sin * column + cos * row) * 2 / (H - 1)], -1
+    )  # borders are −1 and 1
     return F.grid_sample(x, source, align_corners=True)
 
 

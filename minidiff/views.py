@@ -1,9 +1,10 @@
-"""Chapter 9. Views: how may one look at an image, so that a network still knows what it sees?
+"""Chapter 9. Views: through which transformations can a network still see an image?
 
-A network knows images plus N(0, I) noise. So a view A has to carry N(0, I) to N(0, I): it is linear and orthogonal, AᵀA = I.
-Ours move whole pixels, and may change their sign: signed permutations. A⁻¹ moves them back (VA, "Conditions on views").
+A network was trained on images plus N(0, I) noise. So a view A must map N(0, I) to N(0, I): linear and orthogonal,
+AᵀA = I. Ours move whole pixels and may change their sign: signed permutations (VA, "Conditions on views").
 
-VA = Geng, Park and Owens 2024, "Visual Anagrams", arXiv 2311.17919. Next: illusions.py, which looks through several at once.
+VA = Geng, Park and Owens 2024, "Visual Anagrams", arXiv 2311.17919.
+Next: illusions.py, which looks through several views at once.
 """
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """A signed permutation of pixels: a way to look at an image, and the way back. `unpermute` undoes `permute`; sign is 1 or −1."""
+    """A signed permutation of pixels, and its inverse. `unpermute` undoes `permute`; sign is 1 or −1."""
 
     name: str
     permute: Callable[[Tensor], Tensor]  # (B, C, H, W) -> (B, C, H, W)
@@ -26,43 +27,49 @@ class View:
     sign: int = 1
 
     def apply(self, x: Tensor) -> Tensor:
-        """A x: the image as this view shows it."""
+        """A x: the image (B, C, H, W) as this view shows it."""
         return self.sign * self.permute(x)
 
     def undo(self, x: Tensor) -> Tensor:
-        """A⁻¹ x, for images and for ε. (v goes back by `unpermute` alone.)"""
+        """A⁻¹ x, for images and for ε, (B, C, H, W). (v goes back by `unpermute` alone.)"""
         return self.sign * self.unpermute(x)
 
     def check(self, shape: Sequence[int] = (3, 64, 64), seed: int = 0) -> None:
-        """Measure on 8 pairs of noise images (C, H, W) what an illusion relies on. Raises ValueError with the three deviations (rms).
+        """Measure on 8 pairs of noise images (C, H, W) whether illusions can use this view.
 
-        linear  A(x + 2y) = A x + 2 A y        orthogonal  ⟨A x, A y⟩ = ⟨x, y⟩, or AᵀA = I        inverse  A⁻¹A x = x = A A⁻¹x
+            linear        A(x + 2y) = A x + 2 A y
+            orthogonal    ⟨A x, A y⟩ = ⟨x, y⟩, or AᵀA = I
+            inverse       A⁻¹A x = x = A A⁻¹x
+
+        Raises ValueError, with the three deviations (rms), when it cannot be used.
         """
         x, y = torch.randn(2, 8, *shape, generator=_generator(seed), dtype=torch.float64)
         Ax, Ay = self.apply(x), self.apply(y)
         if Ax.shape != x.shape:
+            got = f"{tuple(Ax.shape[1:])} from {tuple(shape)}"
             raise ValueError(
-                f"the view {self.name!r} makes {tuple(Ax.shape[1:])} of {tuple(shape)}: crop the image to a square"
+                f"the view {self.name!r} must keep the image's shape, got {got}: crop the image to a square"
             )
         linear = rms(self.apply(x + 2 * y) - Ax - 2 * Ay)
-        # about |AᵀA − I|, rms over eigenvalues
+        # estimates |AᵀA − I|, rms over its eigenvalues
         orthogonal = rms((Ax * Ay - x * y).flatten(1).sum(1)) / math.sqrt(x[0].numel())
         inverse = max(rms(self.undo(Ax) - x), rms(self.apply(self.undo(x)) - x))
         if not max(linear, orthogonal, inverse) <= 1e-6:
             raise ValueError(
-                f"noise seen through the view {self.name!r} would not stay N(0, I): off by {linear:.2g} from linear, {orthogonal:.2g} from AᵀA = I, "
-                f"{inverse:.2g} from its inverse, wanted at most 1e-06: move whole pixels, and change no more than their sign"
+                f"noise seen through the view {self.name!r} would not stay N(0, I): off by {linear:.2g} from linear, "
+                f"{orthogonal:.2g} from AᵀA = I, {inverse:.2g} from its inverse, expected at most 1e-06: "
+                "move whole pixels, and change nothing but their sign"
             )
 
 
 def permutation(name: str, move: Callable[[Tensor], Tensor]) -> View:
-    """The view that moves pixels as `move` moves the entries of a table (H, W); the way back is the inverse permutation."""
+    """The view that moves pixels as `move` moves the entries of a table (H, W). Its inverse is the argsort."""
 
     @cache
     def tables(H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor]:
         source = move(torch.arange(H * W).view(H, W))
         if source.shape != (H, W):
-            raise ValueError(f"the view {name!r} wants a square image, got {H} x {W}: crop it")
+            raise ValueError(f"the view {name!r} needs a square image, got {H} x {W}: crop it")
         return source.flatten().to(device), source.flatten().argsort().to(device)
 
     def gather(x: Tensor, way: int) -> Tensor:
@@ -72,9 +79,9 @@ def permutation(name: str, move: Callable[[Tensor], Tensor]) -> View:
 
 
 def patches(n: int = 4, seed: int = 0) -> View:
-    """A grid of n x n patches, shuffled; what is left over at the right and lower border stays. Raises ValueError unless n >= 1."""
+    """Shuffles n x n patches; pixels left over at the right and bottom edges stay. Raises ValueError unless n >= 1."""
     if n < 1:
-        raise ValueError(f"a grid of patches wants n >= 1, got {n}")
+        raise ValueError(f"the number of patches in a row must be at least 1, got {n}")
     order = torch.randperm(n * n, generator=_generator(seed))
 
     def move(table: Tensor) -> Tensor:
@@ -89,22 +96,19 @@ def patches(n: int = 4, seed: int = 0) -> View:
 def jigsaw(seed: int = 0) -> View:
     """A puzzle of 4 x 4 interlocking pieces, for square images.
 
-    The cut looks the same after a quarter turn about the centre. So a piece has three twins and can turn into the place of any: four
-    corners, four inner pieces, twice four edge pieces, each four shuffled.
+    The cuts look the same after a quarter turn about the centre, so each piece fits into four places: there are four
+    corners, four inner pieces, and two sets of four edge pieces. Each set of four is shuffled.
     """
     generator = _generator(seed)
-    places = torch.stack(
-        [torch.randperm(4, generator=generator) for _ in range(4)]
-    )  # of a kind of piece: from quarter to quarter
+    places = torch.stack([torch.randperm(4, generator=generator) for _ in range(4)])  # [kind, quarter] -> quarter
 
     def move(table: Tensor) -> Tensor:
         side = (2 * torch.arange(len(table)) + 1 - len(table)) * 2 / len(table)  # in (−2, 2): a piece is 1 wide
         y, x = torch.meshgrid(side, side, indexing="ij")
         for _ in range(4):  # a quarter turn of the plane each time: y, x <- x, −y
             for row, line in product((-1.5, -0.5), (-1, 0, 1)):
-                knob = (y - row) ** 2 + (
-                    x - line - 0.15
-                ) ** 2 < 0.2**2  # a disc across this line, of the piece to its left
+                # a disc across this line belongs to the piece on its left
+                knob = (y - row) ** 2 + (x - line - 0.15) ** 2 < 0.2**2
                 y, x = torch.where(knob, row, y), torch.where(knob, line - 0.5, x)
             y, x = x, -y
         turns = torch.zeros_like(table)
@@ -140,64 +144,73 @@ def _circle(table: Tensor) -> Tensor:
 
 
 def views(seed: int = 0) -> dict[str, View]:
-    """All views by name; turns are counter-clockwise. `seed` is that of pixels (another image size, another shuffle), patches and jigsaw."""
+    """All views by name; rotations are counter-clockwise. `seed`, any integer, is for pixels, patches and jigsaw."""
+
+    def shuffled(table: Tensor) -> Tensor:
+        return table.flatten()[torch.randperm(table.numel(), generator=_generator(seed))].view_as(table)
+
     known = [
         View("identity", _identity, _identity),
-        permutation("vflip", lambda table: table.flip(0)),  # as in water
+        permutation("vflip", lambda table: table.flip(0)),  # upside down, as a reflection in water
         permutation("hflip", lambda table: table.flip(1)),
         permutation("rot90", lambda table: table.rot90(1)),
         permutation("rot180", lambda table: table.rot90(2)),
         permutation("rot270", lambda table: table.rot90(3)),
         permutation("transpose", lambda table: table.T),
         View("negate", _identity, _identity, sign=-1),
-        permutation(
-            "pixels",
-            lambda table: table.flatten()[
-                torch.randperm(table.numel(), generator=_generator(seed))
-            ].view_as(table),
-        ),
+        permutation("pixels", shuffled),  # differently for each image size
         patches(4, seed),
         jigsaw(seed),
-        permutation("skew", _skew),  # columns slide down, the more the further right, and come in again at the top
-        permutation("hinge", _hinge),  # 3 x 3 squares, neighbours turn a quarter in opposite directions
-        permutation("circle", _circle),  # a disc, 3/4 of the image wide, turns upside down
+        permutation("skew", _skew),  # columns slide down, further to the right by more, and wrap around
+        permutation("hinge", _hinge),  # 3 x 3 squares; neighbours make a quarter turn in opposite directions
+        permutation("circle", _circle),  # a disc, 3/4 of the image wide, turned by 180 degrees
     ]
     return {view.name: view for view in known}
 
 
 def view(name: str, seed: int = 0) -> View:
-    """The view of that name. Raises ValueError with the known names when there is none."""
+    """The view of that name. Raises ValueError for an unknown one."""
     if name not in (known := views(seed)):
         raise ValueError(f"there is no view {name!r}: choose one of {', '.join(known)}")
     return known[name]
 
 
-def under_way(images: Tensor, view, s: float, zoom: int = 4, paper: float = 0.35) -> Tensor:
-    """Images on their way through a view of illusions.py: every pixel turns about the centre to its new place (of a mirror image, goes straight), a negative fades.
+def under_way(images: Tensor, view: View, s: float, zoom: int = 4, paper: float = 0.35) -> Tensor:
+    """A frame of an animation: images on their way through a view. Each pixel turns about the centre to its new place.
 
-    images: (N, C, H, W) in [0, 1]; s: 0 at the start, 1 at the end. Returns (N, C, S, S) in [0, 1] with S = zoom · the diagonal, rounded up.
+    images: (N, C, H, W) in [0, 1]
+    s:      from 0, the image, to 1, what the view shows
+    zoom:   the side of a pixel; paper: the grey around the image
+    -> (N, C, S, S) in [0, 1], S = zoom · the diagonal, rounded up. A mirror image moves straight; a negative fades.
     """
     N, C, H, W = images.shape
     y, x = torch.meshgrid(torch.arange(H) - (H - 1) / 2, torch.arange(W) - (W - 1) / 2, indexing="ij")
     goal = torch.complex(x, y).flatten()
-    source = view.permute(torch.arange(float(H * W)).view(1, 1, H, W)).flatten().long()  # place i will show pixel source[i]
-    start = goal[source]
+    pixel = view.permute(torch.arange(float(H * W)).view(1, 1, H, W)).flatten().long()  # place i will show pixel[i]
+    start = goal[pixel]
     turn = (goal.angle() - start.angle()) % (2 * math.pi)
-    turn = torch.where(turn > math.pi + 1e-4, turn - 2 * math.pi, turn)  # the short way; half a turn always to the same side
-    mirrored = torch.allclose(start.abs(), goal.abs()) and not torch.allclose(turn, (turn * 2 / math.pi).round() * math.pi / 2, atol=1e-3)
-    place = (1 - s) * start + s * goal if mirrored else torch.polar((1 - s) * start.abs() + s * goal.abs(), start.angle() + s * turn)
-    colour = images.flatten(2)[..., source]
+    turn = torch.where(turn > math.pi + 1e-4, turn - 2 * math.pi, turn)  # the short way; half turns all to one side
+    quarters = (turn * 2 / math.pi).round() * math.pi / 2
+    mirrored = torch.allclose(start.abs(), goal.abs()) and not torch.allclose(turn, quarters, atol=1e-3)
+    if mirrored:
+        place = (1 - s) * start + s * goal
+    else:
+        place = torch.polar((1 - s) * start.abs() + s * goal.abs(), start.angle() + s * turn)
+    colour = images.flatten(2)[..., pixel]
     colour = torch.lerp(colour, 1 - colour, s) if view.sign < 0 else colour
+
     size = math.ceil(math.hypot(H, W)) * zoom
-    side = torch.arange(zoom if s in (0, 1) else math.ceil(1.5 * zoom))  # larger while the grid is askew, so that no gap shows
-    rows, columns = [((v * zoom + (size - len(side)) / 2).round().long()[:, None, None] + d).clamp(0, size - 1) for v, d in ((place.imag, side[:, None]), (place.real, side))]
+    side = torch.arange(zoom if s in (0, 1) else math.ceil(1.5 * zoom))  # larger while askew, so that no gap shows
+    corner = (size - len(side)) / 2
+    rows = (place.imag * zoom + corner).round().long()[:, None, None] + side[:, None]
+    columns = (place.real * zoom + corner).round().long()[:, None, None] + side
     canvas = images.new_full((N, C, size, size), paper)
-    canvas[..., rows, columns] = colour[..., None, None]
+    canvas[..., rows.clamp(0, size - 1), columns.clamp(0, size - 1)] = colour[..., None, None]
     return canvas
 
 
 def rms(x: Tensor) -> float:
-    """Root of the mean square of all entries."""
+    """Root mean square of all entries, of a tensor of any shape."""
     return float(x.square().mean().sqrt())
 
 
@@ -206,4 +219,4 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed % 2**64)  # any whole number is a seed
+    return torch.Generator().manual_seed(seed % 2**64)  # PyTorch takes 64 bits

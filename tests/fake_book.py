@@ -1,4 +1,4 @@
-"""A picture book of plain shapes with the interface of minidiff.picturebook: things that a tiny network can learn in seconds."""
+"""A picture book of plain shapes with the interface of minidiff.picturebook: what a tiny network learns in seconds."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,14 @@ THINGS = [SimpleNamespace(name=name) for name in ("top", "bottom", "left", "righ
 def load():
     """Twelve pictures: 4 things (halves of the square) in 3 styles (colours), one of them held out."""
     thing, style = torch.arange(12) // 3, torch.arange(12) % 3
-    return SimpleNamespace(thing=thing, style=style, held_out=torch.arange(12) == 11, things=THINGS, styles=list(COLOURS), colours={"red": 0.0})
+    return SimpleNamespace(
+        thing=thing,
+        style=style,
+        held_out=torch.arange(12) == 11,
+        things=THINGS,
+        styles=list(COLOURS),
+        colours={"red": 0.0},
+    )
 
 
 def lesson(book, count=None):

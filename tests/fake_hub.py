@@ -8,17 +8,25 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from minidiff import hub
+from minidiff import download, hub
 
 GOLDEN = Path(__file__).parent / "golden"
-FAILURES = {  # owner of the model -> status, error code
-    "gated-401": (401, "GatedRepo"),
-    "gated-403": (403, "GatedRepo"),
-    "unknown-401": (401, "RepoNotFound"),
-    "unknown-404": (404, "RepoNotFound"),
-    "broken-500": (500, ""),
+FAILURES = {  # owner of the model -> status, error code, what the hub says
+    "gated-401": (401, "GatedRepo", ""),
+    "gated-403": (403, "GatedRepo", ""),
+    "pending": (403, "GatedRepo", "Your request to access model pending/I is awaiting a review from the repo authors."),
+    "rejected": (403, "GatedRepo", "Your request to access model rejected/I has been rejected by the repo's authors."),
+    "unknown-401": (401, "RepoNotFound", ""),
+    "unknown-404": (404, "RepoNotFound", ""),
+    "expired": (401, "", "Invalid credentials in Authorization header"),
+    "narrow": (403, "", "Please enable access to public gated repositories in your fine-grained token settings to view this repository."),
+    "disabled": (403, "", "Access to this resource is disabled."),
+    "busy": (429, "", ""),
+    "proxy": (407, "", ""),
+    "firewall": (403, "", ""),
+    "broken-500": (500, "", ""),
 }
-
+ONE, TWO = "1" * 40, "2" * 40  # commits
 
 FETCHED = []  # paths of the bodies sent
 
@@ -31,24 +39,32 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        owner, _, _, _, *parts = self.path.strip("/").split("/")
+        owner, _, _, revision, *parts = self.path.strip("/").split("/")
         name = "/".join(parts)
         file = GOLDEN / "tiny-if-I" / name
         if owner == "down":
             return  # hangs up
-        status, code = FAILURES.get(owner, (200, ""))
+        status, code, said = FAILURES.get(owner, (200, "", ""))
+        newest = TWO if owner in ("moved", "squashed", "mirror") and FETCHED.count(f"{owner}: unet/config.json") else ONE
+        commit = newest if revision == "main" or owner == "mirror" else revision
         if status == 200 and not file.is_file():
             status, code = 404, "EntryNotFound"
+        elif owner == "squashed" and commit != newest:
+            status, code = 404, "RevisionNotFound"
+        elif owner == "storage" and body:
+            status = 403
         self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
+        for header, value in {"X-Error-Code": code, "X-Error-Message": said, "Retry-After": "7" if status == 429 else ""}.items():
+            if value:
+                self.send_header(header, value)
         content = file.read_bytes() if status == 200 else b""
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(10**15 if owner == "huge" else len(content)))
+        if owner != "login":
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         if body:
-            FETCHED.append(name)
+            FETCHED.append(name if owner in ("tiny", "new") else f"{owner}: {name}")
             self.wfile.write(content)
 
     def log_message(self, *args):
@@ -69,7 +85,7 @@ def ask(endpoint: str, home: str, online: bool, pipe) -> None:
         "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         os.environ.pop(name, None)
 
     def tell(question):
@@ -79,17 +95,23 @@ def ask(endpoint: str, home: str, online: bool, pipe) -> None:
             return f"ValueError: {error}"
 
     results = {}
-    for owner in ("tiny", "new", "down", *FAILURES):
+    for owner in ("tiny", "new", "down", "storage", "login", "huge", *FAILURES):
         results[owner] = tell(lambda owner=owner: hub.read_json(f"{owner}/I", "unet/config.json").get("act_fn"))
     results["weights"] = tell(lambda: len(hub.find_weights("tiny/I", "text_encoder", "model", half=True)))
     results["absent"] = tell(lambda: str(hub.fetch("tiny/I", "unet/model.bin", "unet/model.pt")))
     if online:
-        import huggingface_hub.file_download as download
+        for owner in ("moved", "squashed", "mirror"):
+            download._commits.clear()  # as a process begins
+            hub.read_json(f"{owner}/I", "unet/config.json")
+            results[owner] = tell(lambda owner=owner: str(hub.fetch(f"{owner}/I", "text_encoder/config.json")))
+            download._commits.clear()
+            results[f"{owner}, later"] = tell(lambda owner=owner: str(hub.fetch(f"{owner}/I", "scheduler/scheduler_config.json")))
+        import huggingface_hub.file_download as library
 
         def full(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
-        download.http_get = full
+        library.http_get = full
         results["full"] = tell(lambda: str(hub.fetch("tiny/I", "scheduler/scheduler_config.json")))
     pipe.send(results)
 

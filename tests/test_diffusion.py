@@ -81,7 +81,8 @@ def test_dynamic_threshold_by_hand():
     x_0 = torch.tensor([[-4.0, -1.0, 0.0, 1.0, 2.0]]).reshape(1, 1, 1, 5)
     # |x_0| sorted: 0 1 1 2 4; the 0.75 quantile is 2
     assert_close(diffusion.dynamic_threshold(0.75, 3.0)(x_0).flatten(), torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
-    assert_close(diffusion.dynamic_threshold(0.75, 1.5)(x_0).flatten(), torch.tensor([-1.0, -1 / 1.5, 0.0, 1 / 1.5, 1.0]))
+    at_most_1_5 = torch.tensor([-1.0, -1 / 1.5, 0.0, 1 / 1.5, 1.0])
+    assert_close(diffusion.dynamic_threshold(0.75, 1.5)(x_0).flatten(), at_most_1_5)
     assert_close(diffusion.dynamic_threshold(0.75, 1.0)(x_0), x_0.clamp(-1, 1))
 
 
@@ -98,5 +99,7 @@ def test_clip_to_keeps_the_range_of_the_training_pixels():
 def test_an_image_keeps_its_dtype_next_to_a_float64_schedule():
     x = torch.ones(1, 1, 2, 2)
     a, b = ALPHA_BAR[500], ALPHA_BAR[400]
-    for y in (diffusion.add_noise(x, a, x), diffusion.predict_x0(x, x, a), diffusion.predict_eps(x, x, a), diffusion.posterior(x, x, a, b).mean, diffusion.velocity(x, x, a)):
+    for function in (diffusion.predict_x0, diffusion.predict_eps, diffusion.velocity):
+        assert function(x, x, a).dtype == torch.float32
+    for y in (diffusion.add_noise(x, a, x), diffusion.posterior(x, x, a, b).mean):
         assert y.dtype == torch.float32

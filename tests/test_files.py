@@ -11,10 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from minidiff import files, images, mnist, pretrained
-from minidiff.diffusion import clip_to
-from minidiff.sampling import ddim_step, ddpm_step, last, noise_per_image, sample, seeded
-from minidiff.schedule import cosine, linear, linear_to_noise
+from minidiff import files, images, mnist
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.tensor([True, False])}
 
@@ -105,95 +102,6 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, says):
     assert "\n" not in str(error.value)
 
 
-SETTINGS = {"task": "class", "width": 4, "T": 30, "schedule": "linear_to_noise", "target": "velocity", "pixels": [-1, 1], "classes": 10, "scale": 2.0}
-
-
-@pytest.fixture
-def weights(tmp_path):
-    path = tmp_path / "w.safetensors"
-    files.save_tensors(pretrained.build(SETTINGS).unet.state_dict(), path, SETTINGS)
-    return path
-
-
-def test_a_network_comes_back_with_its_schedule_range_and_scale_in_eval_mode(weights):
-    model = pretrained.load_digits(weights, ("class",))
-    assert (len(model.alpha_bar), model.pixels, model.classes, model.target, model.scale) == (31, (-1, 1), 10, "velocity", 2.0)
-    assert not any(m.training for m in model.unet.modules())
-
-
-@pytest.mark.parametrize(("name", "table"), [("linear", linear(30)), ("linear_to_noise", linear_to_noise(30)), ("cosine", cosine(30))])
-def test_the_schedule_of_a_network_is_the_one_that_its_file_names(name, table):
-    assert_close(pretrained.build(SETTINGS | {"schedule": name}).alpha_bar, table, rtol=0, atol=0)
-
-
-class Far(torch.nn.Module):
-    """A network whose noise is so wrong that the estimate of x_0 lies far above the pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, t, c=None):
-        return x - 100
-
-
-@pytest.mark.parametrize("pixels", [(-1, 1), (0, 1), (0, 2)])
-def test_a_walk_is_clipped_to_the_range_that_the_network_was_trained_on(pixels):
-    model = pretrained.Digits("time", Far(), linear(30), pixels, 0, "eps")
-    x = last(model.draw(seeded(1, 0, 2), [30, 20, 10, 0], ddpm_step))
-    assert_close(x, torch.full_like(x, pixels[1]))
-
-
-def test_a_network_without_labels_is_guided_away_from_its_guide_without_label(weights, tmp_path):
-    settings = SETTINGS | {"task": "time", "guide": str(weights), "scale": 3.0}
-    del settings["classes"]
-    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings)
-    model, guide = pretrained.load_digits(tmp_path / "time.safetensors", ("time",)), pretrained.load_digits(weights, ("class",))
-    x = torch.randn(2, 1, 28, 28)
-    own, weak = model.denoiser()(x, 7)[0], guide.denoiser()(x, 7)[0]
-    assert_close(model.denoiser(None, 3.0)(x, 7)[0], weak + 3 * (own - weak))
-    assert_close(model.denoiser(None, 1)(x, 7)[0], own)
-    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings | {"T": 40})
-    with pytest.raises(ValueError, match="has another schedule"):
-        pretrained.load_digits(tmp_path / "time.safetensors", ("time",))
-
-
-def rewritten(path, change, settings=SETTINGS):
-    tensors, _ = files.load_tensors(path)
-    change(tensors)
-    files.save_tensors(tensors, path, settings)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "settings", "says"),
-    [
-        (lambda t: t["down1.0.0.weight"].fill_(float("nan")), SETTINGS, "not finite .in down1.0.0.weight"),
-        (lambda t: t.pop("down1.0.0.weight"), SETTINGS, "does not hold the network"),
-        (lambda t: t.update(more=torch.ones(1)), SETTINGS, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"width": 8}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"width": 10**7}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"schedule": "square"}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"pixels": [1, -1]}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"pixels": "ab"}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"scale": None}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"T": 0}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"width": 0}, "does not hold the network"),
-        (lambda t: None, {"task": "class"}, "does not hold the network"),
-        (lambda t: None, SETTINGS | {"task": "time"}, "kind 'time', wanted class"),
-    ],
-)  # fmt: skip
-def test_weights_that_are_not_what_they_say_are_refused_in_one_line(weights, change, settings, says):
-    with pytest.raises(ValueError, match=says) as error:
-        pretrained.load_digits(rewritten(weights, change, settings), ("class",))
-    assert "\n" not in str(error.value)
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="mnist-class.*, got 'mnist-clas'"):
-        pretrained.load_digits("mnist-clas", ("class",))
-
-
 def test_pictures_show_pixels_cut_and_never_stretched(tmp_path):
     x = torch.tensor([[-1.0, 0.0, 1.0, 3.0]]).reshape(1, 1, 1, 4)
     assert_close(images.to_unit(x).flatten(), torch.tensor([0, 0.5, 1, 1]))
@@ -270,34 +178,8 @@ def test_a_picture_that_cannot_be_finished_leaves_the_one_before(tmp_path, monke
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_loaded_network_asks_for_no_gradients(weights):
-    assert not any(p.requires_grad for p in pretrained.load_digits(weights, ("class",)).unet.parameters())
-
-
-def test_a_guide_of_another_range_of_pixels_is_refused(weights, tmp_path):
-    settings = SETTINGS | {"task": "time", "guide": str(weights), "classes": 0, "pixels": [0, 1]}
-    files.save_tensors(pretrained.build(settings).unet.state_dict(), tmp_path / "time.safetensors", settings)
-    with pytest.raises(ValueError, match="has another schedule or range of pixels"):
-        pretrained.load_digits(tmp_path / "time.safetensors", ("time",))
-
-
-def test_a_walk_takes_the_step_the_labels_and_the_scale_that_it_is_given(weights):
-    network, c, levels = pretrained.load_digits(weights, ("class",)), torch.tensor([3, 8]), [30, 20, 10, 0]
-    noise = noise_per_image(seeded(1, 0, 2))
-    by_hand = last(sample(network.denoiser(c, 30.0), noise(torch.empty(2, 1, 28, 28)), levels, network.alpha_bar, step=partial(ddim_step, eta=0.5), clip=clip_to(-1, 1), noise=noise))
-    assert_close(last(network.draw(seeded(1, 0, 2), levels, partial(ddim_step, eta=0.5), c, 30.0)), by_hand, rtol=0, atol=0)
-
-
 def test_all_test_digits_of_a_kind_can_be_asked_for():
     assert set(mnist.test_digits(892, [5])[1].tolist()) == {5}
-
-
-def test_one_weight_that_is_not_finite_is_enough(weights):
-    tensors, _ = files.load_tensors(weights)
-    tensors["down1.0.0.weight"][0, 0, 0, 0] = float("inf")
-    files.save_tensors(tensors, weights, SETTINGS)
-    with pytest.raises(ValueError, match="not finite .in down1.0.0.weight"):
-        pretrained.load_digits(weights, ("class",))
 
 
 def test_arrays_of_an_npz_may_be_bools(tmp_path):
@@ -319,10 +201,3 @@ def test_a_tensor_whose_shape_was_changed_is_refused(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(data.replace(b"[2,3]", b"[3,2]"))
     with pytest.raises(ValueError, match="sha256"):
         files.load_tensors(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("setting", [{"scale": 10**400}, {"T": 10**400}], ids=["scale", "T"])
-def test_a_setting_that_is_too_large_for_a_float_is_refused(weights, setting):
-    files.save_tensors(files.load_tensors(weights)[0], weights, SETTINGS | setting)
-    with pytest.raises(ValueError, match="does not hold the network"):
-        pretrained.load_digits(weights, ("class",))

@@ -4,8 +4,10 @@ from conftest import one_image
 from torch import nn
 from torch.testing import assert_close
 
+from minidiff import digits
 from minidiff.adapters import labelled
 from minidiff.diffusion import eps_from_velocity
+from minidiff.digits import in_parts
 from minidiff.guidance import cfg
 from minidiff.sampling import ddim_step, last, sample
 from minidiff.schedule import cosine, linear, strided
@@ -23,7 +25,8 @@ def test_guidance_goes_from_uncond_past_cond(scale, eps):
 
 
 def test_guidance_keeps_the_variance_of_the_conditional_branch():
-    assert_close(cfg(constant(5.0, 0.25), constant(2.0, 0.75), 7)(torch.zeros(1, 1, 2, 2), 3)[1], torch.full((1, 1, 2, 2), 0.25))
+    _, v = cfg(constant(5.0, 0.25), constant(2.0, 0.75), 7)(torch.zeros(1, 1, 2, 2), 3)
+    assert_close(v, torch.full((1, 1, 2, 2), 0.25))
 
 
 def test_guidance_of_scale_1_never_asks_the_unconditional_denoiser():
@@ -37,7 +40,8 @@ def test_guidance_of_scale_1_never_asks_the_unconditional_denoiser():
 def test_guided_one_image_data_end_in_the_exaggerated_image(mu, x_T):
     other = torch.flip(mu, [0])
     guided = cfg(one_image(mu, COSINE), one_image(other, COSINE), 3)
-    assert_close(last(sample(guided, x_T, strided(1000, 40), COSINE, step=ddim_step)), other + 3 * (mu - other), rtol=1e-6, atol=1e-6)
+    found = last(sample(guided, x_T, strided(1000, 40), COSINE, step=ddim_step))
+    assert_close(found, other + 3 * (mu - other), rtol=1e-6, atol=1e-6)
 
 
 class Recorder(nn.Module):
@@ -46,7 +50,7 @@ class Recorder(nn.Module):
         return x + 1
 
 
-def test_the_network_is_told_the_level_as_a_part_of_T():
+def test_the_network_is_told_the_level_as_a_fraction_of_T():
     unet, x = Recorder(), torch.zeros(3, 1, 2, 2)
     labelled(unet, None, linear(300))(x, 150)
     assert_close(unet.asked[1], torch.full((3, 1), 0.5))
@@ -70,7 +74,12 @@ def test_a_network_of_velocities_becomes_a_denoiser_of_noise():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [({"c": torch.tensor([4]), "classes": 4}, "between 0 and 3"), ({"c": torch.tensor([-2]), "classes": 4}, "between 0 and 3, or -1 for none"), ({"c": torch.tensor([1])}, "knows no labels"), ({"c": None, "target": "x"}, "eps, velocity")],
+    [
+        ({"c": torch.tensor([4]), "classes": 4}, "between 0 and 3"),
+        ({"c": torch.tensor([-2]), "classes": 4}, "between 0 and 3, or -1 for none"),
+        ({"c": torch.tensor([1])}, "knows no labels"),
+        ({"c": None, "target": "x"}, "eps, velocity"),
+    ],
 )
 def test_labels_that_the_network_does_not_know_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
@@ -85,14 +94,30 @@ def test_many_digits_go_through_the_network_a_few_at_a_time_and_stay_in_order():
         seen.append(len(x))
         return x + t[:, :, None, None] + (0 if one_hot is None else (one_hot @ torch.arange(10.0))[:, None, None, None])
 
-    alpha_bar, x, c = linear(300), torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 2, 2), torch.arange(20) % 11 - 1
-    eps, _ = labelled(unet, c, alpha_bar, 10)(x, 150)
+    alpha_bar, c = linear(300), torch.arange(20) % 11 - 1
+    x = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 1, 2, 2)
+    eps, _ = in_parts(lambda x_t, t, c: labelled(unet, c, alpha_bar, 10)(x_t, t))(x, 150, c)
     assert_close(eps, x + 0.5 + c.clamp(min=0).view(20, 1, 1, 1))
-    assert_close(labelled(unet, None, alpha_bar)(x, 300)[0], x + 1)
+    assert_close(in_parts(lambda x_t, t, c: labelled(unet, c, alpha_bar)(x_t, t))(x, 300, None)[0], x + 1)
     assert seen == [8, 8, 4] * 2
 
 
+@pytest.mark.parametrize("words", [["3", ""], ["", "3"], ["3", "5"], ["", ""]])
+def test_each_image_of_a_batch_is_guided_to_its_own_word_or_to_none(words):
+    """A batch in which some words are empty: those images are unconditional, and the others are guided as alone."""
+    settings = {"task": "class", "width": 4, "classes": 10, "schedule": "linear", "T": 50, "target": "eps"}
+    unet = digits.network(settings | {"pixels": [-1, 1]}).eval().double()
+    model = digits.model("small", unet, settings | {"pixels": [-1, 1]})
+    x = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    with torch.no_grad():
+        found, _ = model.denoiser(words, 3.0)(x, 20)
+        for k, word in enumerate(words):
+            c, alone = torch.tensor([int(word or -1)]), x[k : k + 1]
+            cond, uncond = labelled(unet, c, linear(50), 10), labelled(unet, None, linear(50), 10)
+            assert_close(found[k : k + 1], cfg(cond, uncond, 3.0)(alone, 20)[0])
+
+
 def test_a_dropped_label_among_others_is_a_row_of_zeros_and_not_label_0():
-    seen = []
-    labelled(lambda x, t, c: seen.append(c) or x, torch.tensor([0, -1]), linear(300), classes=4)(torch.zeros(2, 1, 2, 2), 1)
-    assert_close(seen[0], torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]))
+    unet = Recorder()
+    labelled(unet, torch.tensor([0, -1]), linear(300), classes=4)(torch.zeros(2, 1, 2, 2), 1)
+    assert_close(unet.asked[2], torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]))

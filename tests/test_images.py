@@ -7,8 +7,8 @@ from formulas import images
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from minidiff.illusions import view, views
-from minidiff.images import beside, captioned, curve, grid, one_line, save_gif, under_way
+from minidiff.images import _round_numbers, beside, captioned, curve, grid, one_line, save_gif
+from minidiff.views import under_way, view, views
 
 
 def pixels(canvas, H, zoom):
@@ -105,5 +105,23 @@ def test_a_falling_loss_is_drawn_falling():
     line = np.asarray(curve([1.0, 0.1, 0.01]))
     rows, columns = (line == (0, 0, 128)).all(-1).nonzero()  # navy
     height = dict(zip(columns.tolist(), rows.tolist()))
-    assert height[50] < height[320] < height[590]
-    assert height[320] == pytest.approx((height[50] + height[590]) / 2, abs=3)  # a straight line: the axis is logarithmic
+    assert height[70] < height[344] < height[618]
+    assert height[344] == pytest.approx((height[70] + height[618]) / 2, abs=3)  # straight: the axis is logarithmic
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.03, 1.2, [0.05, 0.1, 0.2, 0.5, 1.0]),
+        (1e-4, 1.0, [1e-4, 1e-3, 1e-2, 0.1, 1.0]),
+        (0.6, 0.9, [0.6, 0.675, 0.75, 0.825, 0.9]),
+    ],
+)
+def test_the_ticks_of_a_curve_are_round_numbers(low, high, ticks):
+    assert _round_numbers(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.9**k for k in range(1000)]])
+def test_a_curve_is_drawn_of_any_number_of_steps(values):
+    picture = np.asarray(curve(values))
+    assert picture.shape == (360, 640, 3)

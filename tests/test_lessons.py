@@ -10,17 +10,16 @@ from PIL import Image
 from torch.testing import assert_close
 
 import sample
-from minidiff import files, mnist, workbench
+from minidiff import digits, files, judge, mnist, results
 from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors, save_arrays, save_tensors
 from minidiff.illusions import gaussian
-from minidiff.pretrained import Digits, build
-from minidiff.judge import RealDigits, load_reader, readings, to_nearest
+from minidiff.judge import RealDigits, concealment, frechet, load_reader, readings, to_nearest
 from minidiff.schedule import linear_to_noise
-from minidiff.judge import concealment, frechet
 
 LEVELS = [218, 182, 155, 136, 118, 64]
-MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3  # the one image that is known for each label; the last for none
+# the one image that is known for each label; the last for none
+MU = torch.rand(11, 1, 28, 28, generator=torch.Generator().manual_seed(5)) * 0.6 - 0.3
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,9 @@ def network(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     for task, classes in (("class", 10), ("time", 0)):
         torch.manual_seed(1)
-        settings = {"task": task, "width": 2, "T": 300, "schedule": "linear_to_noise", "pixels": [-1, 1], "classes": classes, "target": "eps", "scale": 2}
-        save_tensors(build(settings).unet.state_dict(), folder / f"{task}.safetensors", settings)
+        settings = {"task": task, "width": 2, "T": 300, "schedule": "linear_to_noise", "pixels": [-1, 1]}
+        settings |= {"classes": classes, "target": "eps", "scale": 2}
+        save_tensors(digits.network(settings).state_dict(), folder / f"{task}.safetensors", settings)
     return lambda task: str(folder / f"{task}.safetensors")
 
 
@@ -39,11 +39,15 @@ def ideal(monkeypatch):
     """In place of the network: label c knows the one image MU[c], and the answer is exact. Returns the rows of each call."""
     rows = []
 
-    def answer(self, x_t, t, c):
-        rows.append(len(x_t))
-        return predict_eps(x_t, MU[c], self.alpha_bar[t]), None
+    def labelled(unet, c, alpha_bar, classes, target):
+        def denoise(x_t, t):
+            rows.append(len(x_t))
+            return predict_eps(x_t, MU[-1:] if c is None else MU[c], alpha_bar[t]), None
 
-    monkeypatch.setattr(Digits, "network", answer)
+        return denoise
+
+    monkeypatch.setattr(digits, "labelled", labelled)
+    monkeypatch.setattr(digits, "in_parts", lambda ask: ask)
     return rows
 
 
@@ -54,7 +58,8 @@ def run(network, tmp_path):
     def run(*arguments, task="class"):
         path = tmp_path / "x.safetensors"
         one = ["--best-of", 1] if arguments[0] in ("anagram", "hybrid") and "--best-of" not in arguments else []
-        assert sample.main([str(a) for a in (*arguments, *one, "--model", network(task), "--device", "cpu", "--out", path)]) == 0
+        more = (*one, "--model", network(task), "--device", "cpu", "--out", path)
+        assert sample.main([str(a) for a in (*arguments, *more)]) == 0
         return load_tensors(path)[0]
 
     return run
@@ -82,8 +87,13 @@ LESSONS = [
     ("inpaint", "class", ["-n", 3, "--steps", 3]),
     ("inpaint", "time", ["-n", 3, "--steps", 2, "--mask", "3,3,9,9", "--rounds", 1, "--sampler", "ddim"]),
     ("anagram", "class", ["4", "7", "-n", 3, "--steps", 2, "--best-of", 1, "--gif"]),
-    ("anagram", "class", ["1", "2", "3", "--view", "jigsaw", "negate", "--weights", 1, 2, 0.5, "-n", 3, "--steps", 2, "--best-of", 1]),
+    (
+        "anagram",
+        "class",
+        "1 2 3 --view jigsaw negate --weights 1 2 0.5 -n 3 --steps 2 --best-of 1".split(),
+    ),
     ("hybrid", "class", ["3", "8", "-n", 3, "--steps", 2, "--sigma", 0.9, "--best-of", 1]),
+    ("triple", "class", ["3", "8", "1", "-n", 3, "--steps", 2]),
 ]
 
 
@@ -93,11 +103,15 @@ def test_every_lesson_draws_a_picture_that_says_how_it_was_made(network, tmp_pat
     assert f"-> {tmp_path / 'x.png'}" in capsys.readouterr().out
     picture = Image.open(tmp_path / "x.png")
     settings = json.loads(picture.text["minidiff"])
-    assert (settings["lesson"], settings["n"], settings["seed"]) == (lesson, more[more.index("-n") + 1], 137)
+    assert (settings["lesson"], settings["n"], settings["seed"]) == (lesson, int(more[more.index("-n") + 1]), 137)
+    assert (settings["model"], settings["device"], settings["dtype"]) == (network(task), settings["device"], "float32")
     assert (tmp_path / "x.gif").exists() == ("--gif" in more)
 
 
-@pytest.mark.parametrize(("lesson", "task", "more"), [case for case in LESSONS if case[2][case[2].index("-n") + 1] == 3])
+THREE = [case for case in LESSONS if str(case[2][case[2].index("-n") + 1]) == "3"]
+
+
+@pytest.mark.parametrize(("lesson", "task", "more"), THREE)
 def test_image_k_is_the_same_for_any_batch_size_and_any_n(run, lesson, task, more):
     more = [m for m in more if m != "--gif"]
     x = run(lesson, *more, task=task)["images"]
@@ -108,7 +122,8 @@ def test_image_k_is_the_same_for_any_batch_size_and_any_n(run, lesson, task, mor
 
 
 def test_edit_turns_the_picture_into_the_label_from_the_courses_levels(run, ideal, drawing):
-    """With one image a label, every start leads to it. The walks begin where ᾱ is nearest to that of the course's levels 961 … 391 (0.0037 … 0.66)."""
+    """With one image a label, every start leads to it. The walks begin where ᾱ is nearest to that of the course's levels
+    961 … 391 (0.0037 … 0.66)."""
     made = run("edit", drawing, "-n", 3, "--digit", 3, 8, "--scale", 1)
     assert made["labels"].tolist() == [3] * 6 + [8] * 6 + [3] * 6
     assert_close(made["images"], unit(MU[made["labels"]]), rtol=0, atol=1e-5)
@@ -119,7 +134,8 @@ def test_edit_turns_the_picture_into_the_label_from_the_courses_levels(run, idea
 
 
 def test_edit_shows_a_level_once_that_two_starts_share(run, ideal, drawing):
-    """The walk has the levels 300, 200, 100: by what is left of ᾱ the first two starts are nearest to 300, the last to 100, the others to 200."""
+    """The walk has the levels 300, 200, 100: by what is left of ᾱ the first two starts are nearest to 300, the last to
+    100, the others to 200."""
     assert run("edit", drawing, "-n", 2, "--digit", 3, "--steps", 3)["levels"].tolist() == [300, 200, 100] * 2
 
 
@@ -154,7 +170,8 @@ def test_inpaint_repaints_the_mask_and_keeps_the_rest_to_the_bit(run, ideal, sam
 
 
 def test_inpaint_takes_a_picture_with_a_mask_of_its_size_and_a_label(run, ideal, drawing):
-    made = run("inpaint", drawing, "--mask", drawing.parent / "mask.png", "--digit", 5, "-n", 1, "--steps", 2, "--scale", 1)
+    mask = drawing.parent / "mask.png"
+    made = run("inpaint", drawing, "--mask", mask, "--digit", 5, "-n", 1, "--steps", 2, "--scale", 1)
     assert_close(made["mask"][0, 0], (torch.arange(28) < 14).float().expand(28, 28))
     assert_close(made["images"], torch.where(made["mask"] == 1, unit(MU[5:6]), made["original"]), rtol=0, atol=1e-5)
 
@@ -187,7 +204,25 @@ def test_a_hybrid_is_coarse_from_afar_and_fine_near_by(run, ideal):
     assert_close(far, ((part - 0.3) / 0.4).clamp(0, 1))
 
 
-@pytest.mark.parametrize(("arguments", "rows"), [(["anagram", 4, 7], 4), (["anagram", 4, 7, "--scale", 1], 2), (["hybrid", 3, 8], 3)])
+def test_a_triple_hybrid_has_three_words_at_three_distances(run, ideal):
+    made = run("triple", 3, 8, 1, "--sigma", 0.8, 1.6, "-n", 1, "--scale", 1, "--steps", 2)
+    fine, coarse = gaussian(0.8), gaussian(1.6)
+    wanted = coarse(MU[1]) + fine(MU[8]) - coarse(MU[8]) + MU[3] - fine(MU[3])
+    assert_close(made["images"][0], unit(wanted), rtol=0, atol=1e-5)
+    assert made["labels"].tolist() == [[3, 8, 1]]
+    seen = [made["images"], fine(made["images"]), coarse(made["images"])]
+    assert_close(made["views"], torch.stack(seen, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (["anagram", 4, 7], 4),
+        (["anagram", 4, 7, "--scale", 1], 2),
+        (["hybrid", 3, 8], 3),
+        (["triple", 3, 8, 1], 4),
+    ],
+)
 def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments, rows):
     run(*arguments, "-n", 1, "--steps", 2)
     assert ideal == [rows, rows]
@@ -196,27 +231,42 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["anagram", "4", "7", "8"], "3 words want 2 names after --view (the first is seen as it is), got 1"),
-        (["anagram", "4", "7", "--view", "upwards"], "there is no view 'upwards': choose one of identity, vflip"),
-        (["anagram", "4", "7", "--weights", "1"], "1"),
-        (["anagram", "4", "7", "--weights", "0", "0"], "--weights wants numbers of at least 0, not all of them 0, got [0.0, 0.0]"),
-        (["edit", "wide.png", "--out", "wide.png"], "--out wide.png would take the place of your picture"),
+        ("anagram 4 7 8", "3 words need 2 views (the first is seen as it is), got 1"),
+        ("anagram 4 7 --view upwards", "there is no view 'upwards': choose one of identity, vflip"),
+        ("anagram 4 7 --weights 1", "as many weights, if any: got 2 words, 1 weights"),
+        ("anagram 4 7 --weights 0 0", "weights must be numbers of at least 0, not all of them 0, got [0.0, 0.0]"),
+        ("anagram 4 7 --weights 1 nan", "weights must be numbers of at least 0, not all of them 0, got [1.0, nan]"),
+        ("anagram 4 7 --weights 1 inf", "weights must be numbers of at least 0, not all of them 0, got [1.0, inf]"),
+        ("anagram 4 7 --best-of 0", "best_of must be between 1 and 1000, got 0"),
+        ("anagram 4 7 --best-of 1001", "best_of must be between 1 and 1000, got 1001"),
+        ("edit wide.png --out wide.png", "wide.png would take the place of your picture"),
         (["edit", ""], "there is no picture"),
-        (["anagram", "4", "17"], "class.safetensors knows the digits 0 to 9, got '17'"),
-        (["hybrid", "3"], "the following arguments are required: far: sample.py hybrid --help lists what it takes"),
-        (["hybrid", "3", "-1"], "class.safetensors knows the digits 0 to 9, got '-1'"),
-        (["hybrid", "3", "8", "--sigma", "0"], "--sigma wants 0.001 to 1000, got 0.0"),
-        (["edit", "no-such.png"], "there is no picture no-such.png"),
-        (["edit", "empty.png"], "empty.png is empty (0 bytes)"),
-        (["edit", "text.png"], "text.png is no whole PNG, JPEG or WebP picture"),
-        (["edit", "--steps", "301"], "--steps must be between 1 and 300"),
-        (["edit", "--digit", "10"], "--digit wants 0 to 9, got 10"),
-        (["inpaint", "--mask", "wide.png"], "the mask wide.png has 40 x 30 pixels: make it 28 x 28"),
-        (["inpaint", "--mask", "0,0,29,3"], "the box 0,0,29,3 is not inside 28 x 28 pixels"),
-        (["inpaint", "--mask", "empty.png"], "empty.png is empty (0 bytes)"),
-        (["inpaint", "--rounds", "0"], "--rounds wants 1 to 1000, got 0"),
-        (["inpaint", "--digit", "5", "-n", "893"], "the test set has 892 of the digits 5, asked for 893"),
+        ("anagram 4 17", "class.safetensors knows the digits 0 to 9, got '17'"),
+        (["anagram", "4", ""], "class.safetensors knows the digits 0 to 9, got ''"),
+        ("hybrid 3", "the following arguments are required: far: sample.py hybrid --help lists what it takes"),
+        ("hybrid 3 -1", "class.safetensors knows the digits 0 to 9, got '-1'"),
+        ("hybrid 3 8 --sigma 0", "sigma must be between 0.001 and 1000 pixels, got 0.0"),
+        ("hybrid 3 8 --sigma 1e9", "sigma must be between 0.001 and 1000 pixels, got 1000000000.0"),
+        ("hybrid 3 8 --sigma nan", "sigma must be between 0.001 and 1000 pixels, got nan"),
+        ("triple 3 8 1 --sigma 2 1", "sigma must be two numbers, the fine one first, 0 < fine < coarse, got [2.0, 1.0]"),
+        ("triple 3 8 1 --sigma 1", "sigma must be two numbers, the fine one first, 0 < fine < coarse, got [1.0]"),
+        ("triple 3 8 1 --sigma 1 1e9", "sigma must be between 0.001 and 1000 pixels, got 1000000000.0"),
+        ("colour 3 8", "colour needs pictures with colours, "),
+        ("edit no-such.png", "there is no picture no-such.png"),
+        ("edit empty.png", "empty.png is empty (0 bytes)"),
+        ("edit text.png", "text.png is "),
+        ("edit --steps 301", "steps must be between 1 and 300, the level where the walk begins, got 301"),
+        ("edit --digit 10", "class.safetensors knows the digits 0 to 9, got '10'"),
+        ("edit -n 0", "n must be between 1 and 10000000, got 0"),
+        ("inpaint --mask wide.png", "the mask wide.png has 40 x 30 pixels: make it 28 x 28"),
+        ("inpaint --mask 0,0,29,3", "the box 0,0,29,3 is not inside 28 x 28 pixels"),
+        ("inpaint --mask empty.png", "empty.png is empty (0 bytes)"),
+        ("inpaint --mask 1,2,3", "four whole numbers x0,y0,x1,y1, got '1,2,3'"),
+        ("inpaint --rounds 0", "rounds must be between 1 and 1000, got 0"),
+        ("inpaint --digit 5 -n 893", "the test set has 892 of the digits 5, asked for 893"),
+        ("inpaint --digit 12", "a digit is 0 to 9, got '12'"),
     ],
+    ids=lambda case: case if isinstance(case, str) else " ".join(case),
 )
 def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments, says, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -224,21 +274,21 @@ def test_wrong_input_is_refused_in_one_line_with_exit_code_2(network, arguments,
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (40, 30)).save("wide.png")
     before = set(tmp_path.rglob("*.*"))
+    arguments = arguments.split() if isinstance(arguments, str) else arguments
     refused(sample, [*arguments, "--model", network("class")], says)
     assert set(tmp_path.rglob("*.*")) == before
 
 
 @pytest.fixture(scope="module")
 def few_real_digits():
-    """1,000 in place of 10,000: seconds less."""
-    x = load_reader().features(mnist.to_pixels(mnist.load(train=False)[0][:1000], 0, 1))
-    return RealDigits(x, float(to_nearest(x, x, 6).quantile(0.99)))
+    """500 in place of 10,000: seconds less."""
+    x = load_reader().features(mnist.to_pixels(mnist.load(train=False)[0][:500], 0, 1))
+    return RealDigits(x, float(to_nearest(x, x, 6).quantile(0.99)), floor=0.25)
 
 
 @pytest.fixture
 def _few(monkeypatch, few_real_digits):
-    monkeypatch.setattr(sample, "real_digits", lambda reader: few_real_digits)
-    monkeypatch.setattr(sample, "real_floor", lambda reader, real: 0.25)
+    monkeypatch.setattr(judge, "real_digits", lambda reader: few_real_digits)
 
 
 class Brightness:
@@ -254,13 +304,13 @@ class Brightness:
 @pytest.mark.parametrize("lesson", [("anagram", 4, 7), ("hybrid", 3, 8)])
 def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
     """The reader likes bright pictures, and real digits are as bright as the second brightest, or nearly."""
-    monkeypatch.setattr(workbench, "load_reader", Brightness)
+    monkeypatch.setattr(judge, "load_reader", Brightness)
     command = (*lesson, "--steps", 2, "--scale", 1)
     many = run(*command, "-n", 12)["images"]
     brightness = many.mean((1, 2, 3))
     limit = 1e-3
-    real = RealDigits(brightness.sort().values[-2].expand(5, 1), limit)
-    monkeypatch.setattr(workbench, "real_digits", lambda reader: real)
+    real = RealDigits(brightness.sort().values[-2].expand(5, 1), limit, floor=0.0)
+    monkeypatch.setattr(judge, "real_digits", lambda reader: real)
     made = run(*command, "-n", 3, "--best-of", 4)
     score = (0.5 + brightness / 2).log() - (brightness - real.features[0]).abs() / limit
     wanted = score.argsort(descending=True)[:3]
@@ -271,7 +321,8 @@ def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
 
 
 def test_best_of_is_for_digits(refused):
-    refused(sample, ["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"], "--best-of wants pictures that our classifier can read")
+    command = ["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"]
+    refused(sample, command, "best_of needs pictures that our classifier can read, digits with labels, got")
 
 
 def scored(arrays, capsys, path):
@@ -283,7 +334,8 @@ def scored(arrays, capsys, path):
 @pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_score_says_of_real_digits_that_they_are_real(tmp_path, capsys, few_real_digits, suffix):
-    """200 test digits, a quarter of them under a wrong label: three quarters are read as asked; all are about as plausible as real digits are."""
+    """200 test digits, a quarter of them under a wrong label: three quarters are read as asked; all are about as
+    plausible as real digits are."""
     x, labels = mnist.load(train=False)
     x, labels = mnist.to_pixels(x[:200], 0, 1), labels[:200].clone()
     labels[:50] = (labels[:50] + 1) % 10
@@ -292,7 +344,8 @@ def test_score_says_of_real_digits_that_they_are_real(tmp_path, capsys, few_real
     assert right == pytest.approx(75, abs=1)
     assert fits >= 97
     assert both <= right
-    assert f"test digits {frechet(load_reader().features(x), few_real_digits.features):.3f}; of 2,000 training digits 0.250" in said
+    distance = frechet(load_reader().features(x), few_real_digits.features)
+    assert f"test digits {distance:.3f}; of 2,000 training digits 0.250" in said
 
 
 @pytest.mark.usefixtures("_few")
@@ -302,7 +355,8 @@ def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
     six, four = (mnist.to_pixels(x[labels == c][:20], 0, 1) for c in (6, 4))
     upright = torch.cat([six, four])
     seen = torch.stack([upright, upright.rot90(2, (-2, -1))], 1)
-    said = scored({"images": upright, "views": seen, "labels": torch.tensor([[6, 9]] * 20 + [[4, 9]] * 20)}, capsys, tmp_path / "x.safetensors")
+    labels = torch.tensor([[6, 9]] * 20 + [[4, 9]] * 20)
+    said = scored({"images": upright, "views": seen, "labels": labels}, capsys, tmp_path / "x.safetensors")
     first, second = (float(share) for share in re.findall(r"view \d: ([\d.]+)% read", said))
     assert first >= 97
     assert 40 <= second <= 60
@@ -312,14 +366,19 @@ def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"images": torch.zeros(3, 1, 28, 28)}, "it has images (3, 1, 28, 28): give digits"),
-        ({"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)}, "it has images (3, 3, 28, 28), labels (3,): give digits"),
+        ({"images": torch.zeros(3, 1, 28, 28)}, "got images (3, 1, 28, 28): give digits"),
+        ({"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)}, "got images (3, 3, 28, 28), labels (3,): give digits"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(2)}, "labels (2,): give digits"),
-        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(3, 2)}, "views (N, V, 1, 28, 28) with labels (N, V), it has images"),
+        (
+            {"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(3, 2)},
+            "views (N, V, 1, 28, 28) with labels (N, V), got images",
+        ),
+        ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(())}, "labels (): give digits"),
+        ({}, "got nothing: give digits"),
         ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0)}, "got 0 images"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 77)}, "labels [77, 77, 77]"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 1.5)}, "labels [1.5, 1.5, 1.5]"),
-        ({"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)}, "wants pixels in [0, 1], got 2 to 2"),
+        ({"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)}, "expected pixels in [0, 1], got 2 to 2"),
         ({"images": torch.full((3, 1, 28, 28), torch.nan), "labels": torch.zeros(3)}, "got nan to nan"),
     ],
 )
@@ -330,7 +389,8 @@ def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-    for name, text, answer in (("y.npz", "no zip", "is no whole .npz file"), ("y.safetensors", "none", "is no whole safetensors"), ("z.npz", None, "there is no file")):
+    files_of = (("y.npz", "no zip", " .npz file"), ("y.safetensors", "none", " safetensors file"))
+    for name, text, answer in (*files_of, ("z.npz", None, "there is no file")):
         if text:
             (tmp_path / name).write_text(text)
         assert sample.main(["score", str(tmp_path / name)]) == 2
@@ -340,11 +400,10 @@ def test_score_refuses_what_is_no_set_of_digits(tmp_path, capsys, arrays, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["anagram", "4"], "an anagram wants two words or more, and as many --weights, if any: got 1 words, 1 weights"),
-        (["hybrid", "3", "8", "--sigma", "1e9"], "--sigma wants 0.001 to 1000, got 1000000000.0"),
-        (["digits", "--scale", "1e30"], "--scale wants 0 to 100, got 1e+30"),
-        (["digits", "--digit", "3", "--model", "mnist-time"], "--digit wants a network with labels, mnist-time has none"),
-        (["inpaint", "--mask", "1,2,3"], "a box wants four whole numbers x0,y0,x1,y1, got '1,2,3'"),
+        (["anagram", "4"], "an anagram needs at least two words, and as many weights, if any: got 1 words, 1 weights"),
+        (["digits", "--scale", "1e30"], "scale must be between 0 and 100, got 1e+30"),
+        (["digits", "--digit", "3", "--model", "mnist-time"], "mnist-time knows no labels, got '3'"),
+        (["edit", "--digit", "3", "--model", "mnist-time"], "mnist-time knows no labels, got '3'"),
         (["score", "digits.png"], "arrays are in a .safetensors or .npz file, got digits.png"),
     ],
 )
@@ -354,7 +413,8 @@ def test_other_wrong_input_is_refused_in_one_line_with_exit_code_2(arguments, sa
 
 
 class Halves:
-    """A reader that sees a 4 in a bright upper half, a 7 in a bright lower one, and nothing that makes one digit more real than another."""
+    """A reader that sees a 4 in a bright upper half, a 7 in a bright lower one, and nothing that makes one digit more
+    real than another."""
 
     def features(self, x):
         p = torch.full((len(x), 10), 1e-9)
@@ -367,8 +427,8 @@ class Halves:
 
 def test_each_view_is_read_as_its_own_digit(run, monkeypatch):
     """Upside down the lower half is the upper one: both digits want the same half bright."""
-    monkeypatch.setattr(workbench, "load_reader", Halves)
-    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 10), float("inf")))
+    monkeypatch.setattr(judge, "load_reader", Halves)
+    monkeypatch.setattr(judge, "real_digits", lambda reader: RealDigits(torch.ones(5, 10), float("inf"), 0.0))
     command = ("anagram", 4, 7, "--steps", 2, "--scale", 1)
     many = run(*command, "-n", 12)["images"]
     kept = many[many[:, 0, :14].mean((1, 2)).argsort(descending=True)[:4]]
@@ -378,17 +438,19 @@ def test_each_view_is_read_as_its_own_digit(run, monkeypatch):
 @pytest.mark.parametrize(
     ("lesson", "settled"),
     [
-        (["anagram", "4", "7"], {"sampler": "dpm", "steps": "10", "scale": [3], "best_of": 6, "view": ["rot180"]}),
-        (["hybrid", "3", "8"], {"sampler": "dpm", "steps": "10", "scale": [4], "best_of": 12, "sigma": 1.5}),
-        (["inpaint"], {"sampler": "ddpm", "steps": "50", "scale": [2], "rounds": 4}),
-        (["edit"], {"sampler": "dpm", "steps": "33", "scale": [2]}),
-        (["digits"], {"sampler": "dpm", "steps": None, "scale": [2]}),
+        (["anagram", "4", "7"], {"sampler": "dpm", "steps": 10, "scale": 3, "best_of": 6, "view": ["rot180"]}),
+        (["hybrid", "3", "8"], {"sampler": "dpm", "steps": 10, "scale": 4, "best_of": 12, "sigma": 1.5}),
+        (["triple", "3", "8", "1"], {"sampler": "dpm", "steps": None, "scale": 2, "sigma": [28 / 32, 28 / 16]}),
+        (["inpaint"], {"sampler": "ddpm", "steps": 50, "scale": 2, "rounds": 4}),
+        (["edit"], {"sampler": "dpm", "steps": 33, "scale": 2}),
+        (["digits"], {"sampler": "dpm", "steps": None, "scale": 2, "batch": 100, "eta": 0, "seed": 137}),
     ],
     ids=lambda case: case[0] if isinstance(case, list) else "",
 )
+@pytest.mark.usefixtures("ideal")
 def test_what_is_not_asked_for_is_settled_by_lesson_and_written_down(network, tmp_path, monkeypatch, lesson, settled):
-    monkeypatch.setattr(workbench, "load_reader", Brightness)
-    monkeypatch.setattr(workbench, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0))
+    monkeypatch.setattr(judge, "load_reader", Brightness)
+    monkeypatch.setattr(judge, "real_digits", lambda reader: RealDigits(torch.ones(5, 1), 1.0, 0.0))
     assert sample.main([*lesson, "-n", "1", "--model", network("class"), "--out", str(tmp_path / "x.safetensors")]) == 0
     _, settings = load_tensors(tmp_path / "x.safetensors")
     assert {name: settings[name] for name in settled} == settled
@@ -398,12 +460,13 @@ def test_an_animation_of_the_first_batch_can_stand_beside_arrays(run, tmp_path):
     run("digits", "-n", 5, "--batch", 2, "--steps", 3, "--gif")
     with Image.open(tmp_path / "x.gif") as picture:
         assert picture.n_frames == 3
-        assert picture.size == sample.tiles(torch.zeros(2, 1, 28, 28)).size
+        assert picture.size == results.grid(torch.zeros(2, 1, 28, 28), 10).size
 
 
 def read(seen, labels):
     reader = load_reader()
-    return readings(reader.log_probs(reader.features(seen.flatten(0, 1))).unflatten(0, seen.shape[:2]), torch.tensor(labels))
+    log_probs = reader.log_probs(reader.features(seen.flatten(0, 1))).unflatten(0, seen.shape[:2])
+    return readings(log_probs, torch.tensor(labels))
 
 
 @pytest.mark.usefixtures("_few")
@@ -412,8 +475,9 @@ def test_score_counts_as_read_only_what_was_asked_for(tmp_path, capsys):
     x, labels = mnist.load(train=False)
     labels = labels[:20].clone()
     labels[::2] = -1
-    assert "20 images: 100.0% read as asked" in scored({"images": mnist.to_pixels(x[:20], 0, 1), "labels": labels}, capsys, tmp_path / "x.safetensors")
-    assert "read as asked" not in scored({"images": mnist.to_pixels(x[:20], 0, 1), "labels": labels * 0 - 1}, capsys, tmp_path / "x.safetensors")
+    x, path = mnist.to_pixels(x[:20], 0, 1), tmp_path / "x.safetensors"
+    assert "20 images: 100.0% read as asked" in scored({"images": x, "labels": labels}, capsys, path)
+    assert "read as asked" not in scored({"images": x, "labels": labels * 0 - 1}, capsys, path)
 
 
 @pytest.mark.usefixtures("_few")
@@ -422,7 +486,8 @@ def test_an_illusion_is_plausible_when_every_view_is_and_its_concealment_is_of_l
     x, labels = mnist.load(train=False)
     six = mnist.to_pixels(x[labels == 6][:20], 0, 1)
     seen = torch.stack([six, torch.full_like(six, 0.5)], 1)
-    said = scored({"images": six, "views": seen, "labels": torch.tensor([[6, 9]] * 20)}, capsys, tmp_path / "x.safetensors")
+    arrays = {"images": six, "views": seen, "labels": torch.tensor([[6, 9]] * 20)}
+    said = scored(arrays, capsys, tmp_path / "x.safetensors")
     assert re.search(r"20 images: [\d.]+% read as asked, 0.0% plausible", said)
     assert f"concealment {float(concealment(read(seen, [6, 9])).mean()):.3f} " in said
 
@@ -441,7 +506,8 @@ def test_score_says_of_each_view_and_of_both_what_is_theirs(tmp_path, capsys):
     x, labels = mnist.load(train=False)
     six = mnist.to_pixels(x[labels == 6][:10], 0, 1)
     seen = torch.stack([six, torch.cat([six[:5], torch.full_like(six[5:], 0.5)])], 1)
-    said = scored({"images": six, "views": seen, "labels": torch.tensor([[6, 6]] * 10)}, capsys, tmp_path / "x.safetensors")
+    arrays = {"images": six, "views": seen, "labels": torch.tensor([[6, 6]] * 10)}
+    said = scored(arrays, capsys, tmp_path / "x.safetensors")
     numbers = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in said.splitlines()[:3]]
     assert numbers[1:] == [[100, 100], [50, 50]]
     assert numbers[0][2] == 50  # both
@@ -450,6 +516,7 @@ def test_score_says_of_each_view_and_of_both_what_is_theirs(tmp_path, capsys):
 
 
 def test_a_label_of_an_illusion_cannot_be_none(tmp_path, capsys):
-    files.save_arrays({"images": torch.zeros(1, 1, 28, 28), "views": torch.zeros(1, 2, 1, 28, 28), "labels": torch.tensor([[3, -1]])}, tmp_path / "x.npz", {})
+    arrays = {"images": torch.zeros(1, 1, 28, 28), "views": torch.zeros(1, 2, 1, 28, 28)}
+    files.save_arrays(arrays | {"labels": torch.tensor([[3, -1]])}, tmp_path / "x.npz", {})
     assert sample.main(["score", str(tmp_path / "x.npz")]) == 2
     assert "labels [3, -1]" in capsys.readouterr().err

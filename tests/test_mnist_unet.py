@@ -5,7 +5,11 @@ from torch.testing import assert_close
 from minidiff.networks.gelu import gelu
 from minidiff.networks.mnist_unet import UNet
 
-COUNTS = {32: (495_137, 500_545, 506_817), 64: (1_975_361, 1_996_417, 2_019_201), 128: (7_891_073, 7_974_145, 8_060_673)}
+COUNTS = {
+    32: (495_137, 500_545, 506_817),
+    64: (1_975_361, 1_996_417, 2_019_201),
+    128: (7_891_073, 7_974_145, 8_060_673),
+}
 
 
 @pytest.mark.parametrize("D", COUNTS)
@@ -59,13 +63,16 @@ def reference(unet, x, t, c):
 def test_label_scales_and_time_shifts_the_two_places():
     unet, (x, t, c) = settled(), inputs(3)
     with torch.no_grad():
-        assert_close(unet.double()(x.double(), t.double(), c.double()), reference(unet, x.double(), t.double(), c.double()))
+        unet, x, t, c = (a.double() for a in (unet, x, t, c))
+        assert_close(unet(x, t, c), reference(unet, x, t, c))
 
 
 def test_shapes_on_the_way_are_those_of_the_course():
     unet, (x, t, c), shapes = settled(), inputs(2), {}
     for name in ("enter", "down1", "down2", "flatten", "unflatten", "up1", "up2", "leave"):
-        unet.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: shapes.update({name: tuple(o.shape[1:])}))
+        unet.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: shapes.update({name: tuple(o.shape[1:])})
+        )
     unet(x, t, c)
     assert shapes == {
         "enter": (8, 28, 28), "down1": (8, 14, 14), "down2": (16, 7, 7), "flatten": (16, 1, 1),
@@ -76,12 +83,15 @@ def test_shapes_on_the_way_are_those_of_the_course():
 def test_each_block_is_convolution_batchnorm_gelu_in_this_order_and_the_output_a_bare_convolution():
     leaves = [type(m).__name__ for m in UNet(8).modules() if not list(m.children())]
     down, up = ["Conv2d", "BatchNorm2d", "GELU"], ["ConvTranspose2d", "BatchNorm2d", "GELU"]
-    assert leaves == [*down * 2, *down * 3, *down * 3, "AvgPool2d", "GELU", "FromOnePixel", *up[1:], *up, *down * 2, *up, *down * 2, *down * 2, "Conv2d"]
+    bottleneck = ["AvgPool2d", "GELU", "FromOnePixel", *up[1:]]
+    assert leaves == [*down * (2 + 3 + 3), *bottleneck, *up, *down * 2, *up, *down * 2, *down * 2, "Conv2d"]
 
 
 def test_the_picture_painted_from_one_pixel_is_that_of_the_transposed_convolution():
-    layer, z = UNet(8).double().unflatten[0], torch.randn(3, 16, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert_close(layer(z), torch.nn.functional.conv_transpose2d(z, layer.weight, layer.bias, stride=7), rtol=0, atol=1e-14)
+    layer = UNet(8).double().unflatten[0]
+    z = torch.randn(3, 16, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted = torch.nn.functional.conv_transpose2d(z, layer.weight, layer.bias, stride=7)
+    assert_close(layer(z), wanted, rtol=0, atol=1e-14)
 
 
 def test_a_condition_passes_two_linear_layers_with_a_gelu_between():

@@ -19,7 +19,7 @@ def test_all_singular_values_become_about_one_and_the_directions_stay():
 
 
 def test_a_step_is_the_update_written_out():
-    """Two steps of a convolution and a linear layer; every matrix on its own, with the momentum of the first step in the second."""
+    """Two steps of convolutions and a linear layer; each matrix on its own, with the momentum of the step before."""
     g = torch.Generator().manual_seed(2)
     weights = [torch.nn.Parameter(torch.randn(*shape, generator=g)) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (6, 16))]
     wanted, momentum = [w.detach().clone() for w in weights], [torch.zeros_like(w) for w in weights]
@@ -38,9 +38,22 @@ def test_a_step_is_the_update_written_out():
 
 
 def test_muon_is_for_the_matrices_inside():
-    settings = {"widths": [32, 32], "attends": [False, True], "cross": 32, "head_dim": 16, "groups": 8, "size": 16, "d_model": 32, "heads": 4, "depth": 1}
+    settings = {
+        "widths": [32, 32],
+        "attends": [False, True],
+        "cross": 32,
+        "head_dim": 16,
+        "groups": 8,
+        "size": 16,
+        "d_model": 32,
+        "heads": 4,
+        "depth": 1,
+    }
     unet = IFUNet(unet_config(settings, second=False))
     theirs = {id(p) for p in matrices(unet)}
     named = {name: id(p) in theirs for name, p in unet.named_parameters()}
     assert named["mid_block.resnets.0.conv1.weight"] and named["encoder_hid_proj.weight"]
-    assert not any(named[name] for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "add_embedding.pool.positional_embedding"))
+    assert not any(
+        named[name]
+        for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias", "add_embedding.pool.positional_embedding")
+    )

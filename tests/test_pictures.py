@@ -1,5 +1,6 @@
 """Pictures and masks: every kind of file gives the pixels that a viewer shows, and what is no picture is refused in one sentence."""
 
+import io
 import runpy
 import struct
 import zlib
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch.testing import assert_close
 
-from minidiff.pictures import fitted, inked, mask, read
+from minidiff.files import save_arrays
+from minidiff.pictures import _opened, fitted, inked, mask, of_arrays, read
 
 PICTURES = Path(__file__).parent.parent / "data" / "pictures"
 
@@ -121,13 +123,245 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path):
         mask(str(tmp_path / "mask.png"), (4, 4))
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(width, height, depth, colour, rows, *between, after=b"", head=b""):
+    """A PNG by hand: its rows of packed pixels, and chunks before and after them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return PNG + header + head + b"".join(between) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))) + after + chunk(b"IEND", b"")
+
+
 def png_header(width, height):
     """A PNG that promises width x height pixels in a few bytes."""
+    return PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+def packed(values, depth):
+    """Numbers of `depth` bits, the first in the highest bits."""
+    bits = "".join(f"{value:0{depth}b}" for value in values)
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def shown(path):
+    """The pixels of a picture of one row, 0 ... 255."""
+    width = struct.unpack_from(">I", path.read_bytes(), 16)[0]
+    return read(path, (1, width), 3, 0, 255)[0, :, 0].T.round().int().tolist()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("key", [None, "first", "last"])
+def test_greys_of_every_depth_with_and_without_a_transparent_one(tmp_path, depth, key):
+    top = 2**depth - 1
+    values = sorted({0, 1, top // 2, top - 1, top})
+    hidden = {None: [], "first": [values[0]], "last": [values[-1]]}[key]
+    png = png_of(len(values), 1, depth, 0, [packed(values, depth)], *[chunk(b"tRNS", struct.pack(">H", value)) for value in hidden])
+    (tmp_path / "a.png").write_bytes(png)
+    assert shown(tmp_path / "a.png") == [[255 if v in hidden else round(v * 255 / top)] * 3 for v in values]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_colour_is_that_one_alone(tmp_path, depth):
+    pixels = [(1, 2, 3), (1, 2, 4), (60, 120, 180)] if depth == 8 else [(257, 514, 771), (257, 514, 772), (15420, 30840, 46260)]
+    png = png_of(3, 1, depth, 2, [packed(sum(pixels, ()), depth)], chunk(b"tRNS", struct.pack(">HHH", *pixels[0])))
+    (tmp_path / "a.png").write_bytes(png)
+    assert shown(tmp_path / "a.png") == [[255, 255, 255], [1, 2, 4 if depth == 8 else 3], [60, 120, 180]]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("colour", [4, 6])
+def test_alpha_of_every_depth_mixes_with_white(tmp_path, depth, colour):
+    by, channels = 257 if depth == 16 else 1, {4: 1, 6: 3}[colour]
+    pixels = [value * by for alpha in (0, 51, 255) for value in (*[100] * channels, alpha)]
+    (tmp_path / "a.png").write_bytes(png_of(3, 1, depth, colour, [packed(pixels, depth)]))
+    assert shown(tmp_path / "a.png") == [[255] * 3, [224] * 3, [100] * 3]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_palette_may_be_transparent_in_parts(tmp_path, depth):
+    palette = chunk(b"PLTE", bytes([200, 100, 0, 0, 100, 200]))
+    png = png_of(2, 1, depth, 3, [packed([0, 1], depth)], palette, chunk(b"tRNS", bytes([51])))
+    (tmp_path / "a.png").write_bytes(png)
+    assert shown(tmp_path / "a.png") == [[244, 224, 204], [0, 100, 200]]
+
+
+LONG = b"x" * 3_000_000
+AROUND = {
+    "long text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(LONG)), "long plain text": chunk(b"tEXt", b"a\0" + LONG),
+    "international text": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LONG)),
+    "a profile that is none": chunk(b"iCCP", b"x\0\0" + zlib.compress(LONG)), "a profile that is broken": chunk(b"iCCP", b"x\0\0abc"), "no profile": chunk(b"iCCP", b""),
+    "a bomb of a profile": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8))), "a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "unknown": chunk(b"abCd", LONG), "numbers": chunk(b"gAMA", b"") + chunk(b"cHRM", b"1") + chunk(b"pHYs", b"") + chunk(b"sRGB", b"") + chunk(b"tIME", b"1"),
+    "an animation": chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 1, 0, 0, 1, 1, 0, 0)), "an empty animation": chunk(b"acTL", b""),
+    "EXIF that is none": chunk(b"eXIf", b"abc"), "empty EXIF": chunk(b"eXIf", b""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_surrounds_the_pixels_of_a_png_does_not_matter(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(png_of(2, 1, 8, 0, [bytes([0, 200])], AROUND[name]))
+    assert shown(tmp_path / "a.png") == [[0] * 3, [200] * 3]
+    (tmp_path / "a.png").write_bytes(png_of(2, 1, 8, 0, [bytes([0, 200])], after=AROUND[name])[:-12] + b"garbage")
+    assert shown(tmp_path / "a.png") == [[0] * 3, [200] * 3]
+
+
+def segment(number, data):
+    return bytes([0xFF, number]) + struct.pack(">H", len(data) + 2) + data
+
+
+@pytest.mark.parametrize("data", [
+    segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"), segment(0xE1, b""), segment(0xE1, b"Exif\0\0"), segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
+    segment(0xE2, b"MPF\0"), segment(0xE2, b"MPF\0II*\0\x08\0\0\0\x01\0\x01\xb0\x04\0\x01\0\0\0\x02\0\0\0"), segment(0xE2, b"ICC_PROFILE\0\x02\x05abc"), segment(0xE2, b"ICC_PROFILE\0\x01\x01abc"),
+    segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"), segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x01a"), segment(0xFE, b"\xff\0"), segment(0xE0, b"JFXX"), segment(0xEC, LONG[:60000]),
+], ids=lambda data: repr(data[4:30]))  # fmt: skip
+def test_what_surrounds_the_pixels_of_a_photo_does_not_matter(tmp_path, data):
+    quarters((32, 32)).save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    plain, jpeg = read(tmp_path / "a.jpg", (4, 4)), (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + data + jpeg[2:])
+    assert torch.equal(read(tmp_path / "a.jpg", (4, 4)), plain)
+
+
+TURNED = {1: lambda x: x, 2: lambda x: x.flip(-1), 3: lambda x: x.flip(-1, -2), 4: lambda x: x.flip(-2), 5: lambda x: x.mT, 6: lambda x: x.rot90(-1, (-2, -1)), 7: lambda x: x.mT.flip(-1, -2), 8: lambda x: x.rot90(1, (-2, -1))}
+KINDS = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
+ODD = [(0x011A, 2, 3, b"72\0"), (0x0100, 2, 5, b"4000\0"), (0x0213, 5, 1, struct.pack("<II", 1, 0)), (0x010F, 99, 7, b"abc"), (0x8769, 4, 1, b"\xff\xff\xff\x7f"), (0x927C, 7, 4_000_000, b"")]
+
+
+def exif(order, *entries):
+    """An EXIF block by hand: entries (tag, type, count, data)."""
+    table, extra = b"", b""
+    for tag, kind, count, data in sorted(entries):
+        if len(data) > 4:
+            extra, data = extra + data, struct.pack(f"{order}I", 14 + 12 * len(entries) + len(extra))
+        table += struct.pack(f"{order}HHI", tag, kind, count) + data.ljust(4, b"\0")
+    return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(entries)) + table + bytes(4) + extra
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", "<>")
+def test_every_orientation_of_every_type_is_turned_whatever_else_the_camera_says(tmp_path, kind, order):
+    picture = quarters((16, 16))
+    picture.save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    picture.save(tmp_path / "a.png")
+    jpeg, png, upright = (tmp_path / "a.jpg").read_bytes(), (tmp_path / "a.png").read_bytes(), fitted(picture, (2, 2))
+    for number, turned in TURNED.items() if kind == 3 else [(6, TURNED[6])]:
+        block = exif(order, (0x0112, kind, 1, struct.pack(order + KINDS[kind], *[number, 1][: len(KINDS[kind])])), *ODD)
+        (tmp_path / "b.jpg").write_bytes(jpeg[:2] + segment(0xE1, b"Exif\0\0" + block) + jpeg[2:])
+        (tmp_path / "b.png").write_bytes(png[:33] + chunk(b"eXIf", block) + png[33:])
+        picture.save(tmp_path / "b.webp", lossless=True, exif=block)
+        for name in ("b.jpg", "b.png", "b.webp") if kind == 3 else ("b.jpg",):
+            assert_close(read(tmp_path / name, (2, 2), 3, 0, 1), turned(upright), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("entry", [(0x0112, 3, 1, b"\0\0"), (0x0112, 3, 1, b"\x09\0"), (0x0112, 2, 2, b"6\0"), (0x0112, 3, 0, b""), (0x0112, 5, 1, struct.pack("<II", 6, 0)), (0x0112, 11, 1, struct.pack("<f", float("nan"))), (0x0112, 12, 1, struct.pack("<d", 1e300))], ids=repr)
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, entry):
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
+    png = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(png[:33] + chunk(b"eXIf", exif("<", entry)) + png[33:])
+    assert _opened(tmp_path / "a.png").size == (8, 4)
+
+
+def number(value):
+    return struct.pack(">i", round(value * 65536))
+
+
+def profile(space, *colours):
+    """A colour profile of gamma 1.8 by hand: of RGB with three colours, or of greys."""
+
+    def xyz(x, y, z):
+        return b"XYZ " + bytes(4) + number(x) + number(y) + number(z)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(1.8 * 256)) + bytes(2)
+    tags = [(b"desc", b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(80)), (b"cprt", b"text" + bytes(4) + b"CC0\0"), (b"wtpt", xyz(0.9642, 1, 0.8249))]
+    tags += [(name, xyz(*colour)) for name, colour in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colours)]
+    tags += [(name, curve) for name in ((b"rTRC", b"gTRC", b"bTRC") if colours else (b"kTRC",))]
+    offset, table, data = 132 + 12 * len(tags), b"", b""
+    for name, content in tags:
+        table, data = table + name + struct.pack(">II", offset + len(data), len(content)), data + content + bytes(-len(content) % 4)
+    head = struct.pack(">I4sI4s4s4s6H", offset + len(data), b"lcms", 0x02400000, b"mntr", space, b"XYZ ", 2024, 1, 1, 0, 0, 0)
+    return (head + b"acspAPPL" + bytes(24) + number(0.9642) + number(1) + number(0.8249)).ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+
+
+P3 = profile(b"RGB ", (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+GREY = profile(b"GRAY")
+
+
+def on_screen(pixel, icc, mode):
+    source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    return list(ImageCms.profileToProfile(Image.new(mode, (1, 1), pixel), source, ImageCms.createProfile("sRGB"), outputMode="RGB").getpixel((0, 0)))
+
+
+@pytest.mark.parametrize(("picture", "icc", "wanted"), [
+    (Image.new("RGB", (2, 1), (200, 60, 60)), P3, on_screen((200, 60, 60), P3, "RGB")),
+    (Image.new("RGB", (2, 1), (200, 60, 60)).convert("P", palette=Image.Palette.ADAPTIVE), P3, on_screen((200, 60, 60), P3, "RGB")),
+    (Image.new("RGBA", (2, 1), (200, 60, 60, 255)), P3, on_screen((200, 60, 60), P3, "RGB")),
+    (Image.new("RGBA", (2, 1), (200, 60, 60, 0)), P3, [255, 255, 255]),
+    (Image.new("L", (2, 1), 100), GREY, on_screen(100, GREY, "L")),
+    (Image.new("LA", (2, 1), (100, 255)), GREY, on_screen(100, GREY, "L")),
+    (Image.new("I;16", (2, 1), 100 * 257), GREY, on_screen(100, GREY, "L")),
+    (Image.new("L", (2, 1), 100), P3, on_screen((100, 100, 100), P3, "RGB")),
+    (Image.new("RGB", (2, 1), (200, 60, 60)), GREY, [200, 60, 60]),
+    (Image.new("RGB", (2, 1), (200, 60, 60)), P3[:200], [200, 60, 60]),
+    (Image.new("RGB", (2, 1), (200, 60, 60)), b"no profile", [200, 60, 60]),
+    (Image.new("RGB", (2, 1), (200, 60, 60)), ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), [200, 60, 60]),
+], ids=lambda value: getattr(value, "mode", None))  # fmt: skip
+def test_colours_are_those_of_a_screen_whatever_the_profile(tmp_path, picture, icc, wanted):
+    picture.save(tmp_path / "a.png", icc_profile=icc)
+    assert shown(tmp_path / "a.png") == [pytest.approx(wanted, abs=2)] * 2
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_profiles_of_photos_count_too(tmp_path, name):
+    Image.new("RGB", (16, 16), (200, 60, 60)).save(tmp_path / name, icc_profile=P3, quality=100, **({"lossless": True} if name == "a.webp" else {"subsampling": 0}))
+    assert read(tmp_path / name, (1, 1), 3, 0, 255).flatten().tolist() == pytest.approx(on_screen((200, 60, 60), P3, "RGB"), abs=3)
+
+
+def test_inks_without_a_profile_and_with_one_of_another_kind_are_colours(tmp_path):
+    for more in ({}, {"icc_profile": P3}):
+        Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100, **more)
+        assert read(tmp_path / "a.jpg", (1, 1), 3, 0, 255).flatten().tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path, name):
+    frames = [Image.new("RGBA", (8, 8), colour) for colour in ((255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 0))]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100, **({"lossless": True} if name == "a.webp" else {}))
+    assert read(tmp_path / name, (1, 1), 3, 0, 1).flatten().tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("arrays", "says"), [
+    ({"images": torch.zeros(2, 3, 8, 6)}, r"has images \(2, 3, 8, 6\), the model takes images \(N, 3, 8, 8\) in \[0, 1\]: give a picture"),
+    ({"images": torch.zeros(2, 1, 8, 8)}, r"has images \(2, 1, 8, 8\)"),
+    ({"images": torch.zeros(0, 3, 8, 8)}, r"has images \(0, 3, 8, 8\)"),
+    ({"images": torch.zeros(3, 8, 8)}, r"has images \(3, 8, 8\)"),
+    ({"labels": torch.zeros(3)}, "has no images, the model takes"),
+    ({"images": torch.full((1, 3, 8, 8), 1.5)}, r"has images in \[1.5, 1.5\], expected"),
+    ({"images": torch.full((1, 3, 8, 8), torch.nan)}, r"has images in \[nan, nan\], expected"),
+])  # fmt: skip
+def test_arrays_of_another_shape_are_refused_with_it(tmp_path, arrays, says):
+    save_arrays(arrays, tmp_path / "a.npz", {})
+    with pytest.raises(ValueError, match=says):
+        of_arrays(tmp_path / "a.npz", (8, 8))
+    save_arrays({"images": torch.ones(2, 3, 8, 8, dtype=torch.float64)}, tmp_path / "b.npz", {})
+    assert torch.equal(of_arrays(tmp_path / "b.npz", (8, 8)), torch.ones(2, 3, 8, 8))
+
+
+def test_a_path_that_is_none_and_a_picture_that_may_not_be_read_are_refused(tmp_path, monkeypatch):
+    for path in ("x" * 300, "a\0b", tmp_path / "a.png" / "b.png", "/dev/zero"):
+        with pytest.raises(ValueError, match="there is no picture"):
+            read(path, (4, 4))
+    (tmp_path / "a.png").touch()
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(ValueError, match=r"a.png cannot be read \(Permission denied\): check its rights"):
+        read(tmp_path / "a.png", (4, 4))
 
 
 @pytest.mark.parametrize(

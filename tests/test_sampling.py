@@ -1,14 +1,24 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import gaussian, impulses, one_image
 from torch.testing import assert_close
 
 from minidiff.diffusion import clip_to, predict_eps
+from minidiff.editing import sdedit
 from minidiff.sampling import ddim_step, ddpm_large_step, ddpm_step, dpm_step, last, noise_per_image, sample, seeded
 from minidiff.schedule import cosine, evenly_spaced, linear, strided
 
 COSINE = cosine(1000)
-STEPS = {"ddpm": ddpm_step, "ddpm-large": ddpm_large_step, "ddim": ddim_step, "ddim-half": partial(ddim_step, eta=0.5), "ddim-1": partial(ddim_step, eta=1), "dpm": dpm_step}
+STEPS = {
+    "ddpm": ddpm_step,
+    "ddpm-large": ddpm_large_step,
+    "ddim": ddim_step,
+    "ddim-half": partial(ddim_step, eta=0.5),
+    "ddim-1": partial(ddim_step, eta=1),
+    "dpm": dpm_step,
+}
 
 
 def output_variance(var, levels, step, alpha_bar=COSINE, v=None):
@@ -17,14 +27,17 @@ def output_variance(var, levels, step, alpha_bar=COSINE, v=None):
     return float(last(walk).square().sum())
 
 
+WALKS = [strided(1000, 1), strided(1000, 7), strided(1000, 30), [1000, 0], [1000, 999, 4, 3, 0]]
+
+
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("levels", [strided(1000, 1), strided(1000, 7), strided(1000, 30), [1000, 0], [1000, 999, 4, 3, 0]], ids=len)
+@pytest.mark.parametrize("levels", WALKS, ids=len)
 def test_one_image_data_is_returned_by_every_sampler_at_any_stride(name, levels, mu, x_T):
     walk = sample(one_image(mu, COSINE), x_T, levels, COSINE, step=STEPS[name])
     assert_close(last(walk), mu, rtol=1e-6, atol=1e-6)
 
 
-# Exact output variances for data N(0, var), cosine schedule, computed outside this library (levels 0-based 990, 960, … 0 and clean).
+# Exact output variances for data N(0, var), cosine schedule, computed without this library.
 GAUSSIAN = [
     (0.25, [*range(991, 0, -30), 0], 0.2068, 0.2641, 0.2280),
     (0.25, [*range(991, 0, -10), 0], 0.2328, 0.2546, 0.2424),
@@ -57,10 +70,10 @@ def test_beta_is_exact_for_unit_gaussian_data_at_any_stride():
 
 def test_learned_variance_of_0_and_1_are_beta_tilde_and_beta():
     levels = strided(1000, 50)
-    assert output_variance(0.25, levels, ddpm_step, v=0.0) == pytest.approx(output_variance(0.25, levels, ddpm_step), rel=1e-12)
-    assert output_variance(0.25, levels, ddpm_step, v=1.0) == pytest.approx(output_variance(0.25, levels, ddpm_large_step), rel=1e-12)
-    between = output_variance(0.25, levels, ddpm_step, v=0.5)
-    assert output_variance(0.25, levels, ddpm_step) < between < output_variance(0.25, levels, ddpm_large_step)
+    small, large = output_variance(0.25, levels, ddpm_step), output_variance(0.25, levels, ddpm_large_step)
+    assert output_variance(0.25, levels, ddpm_step, v=0.0) == pytest.approx(small, rel=1e-12)
+    assert output_variance(0.25, levels, ddpm_step, v=1.0) == pytest.approx(large, rel=1e-12)
+    assert small < output_variance(0.25, levels, ddpm_step, v=0.5) < large
 
 
 @pytest.mark.parametrize("levels", [strided(1000, 1), strided(1000, 30), [900, 250, 249, 0]], ids=len)
@@ -74,7 +87,7 @@ def test_ddim_with_eta_1_is_ddpm_with_beta_tilde(levels, x_T):
 
 
 def test_dpm_step_is_second_order_and_ddim_first():
-    """The exact answer for N(0, var) data: the walk follows the flow, x_0 = √var x_T / √(ᾱ_T var + 1 − ᾱ_T). Halve h: errors fall by 4, by 2."""
+    """N(0, var) data: the exact answer is x_0 = √var x_T / √(ᾱ_T var + 1 − ᾱ_T). Halve h: errors fall by 4, by 2."""
     var, T = 0.25, 4000
     alpha_bar = cosine(T)
     a = float(alpha_bar[3200])
@@ -98,7 +111,7 @@ def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction
     zero = 0 * one
 
     def step(x, eps, z):
-        return float(partial(ddim_step, eta=0.5)(x, eps, None, a, b, noise=lambda like: z * one))
+        return float(ddim_step(x, eps, None, a, b, noise=lambda like: z * one, eta=0.5))
 
     sigma = 0.5 * 0.24609375**0.5
     assert step(zero, zero, 1.0) == pytest.approx(sigma, rel=1e-12)
@@ -107,7 +120,7 @@ def test_the_noise_of_ddim_is_eta_times_the_root_of_beta_tilde_and_its_direction
 
 
 def test_dpm_step_extrapolates_x0_to_the_middle_of_an_uneven_step():
-    """Three levels with λ at −1, 0 and 3: after a step of 1, the middle of a step of 3 is 1.5 ahead: D = x_0 + 1.5 (x_0 − x_0,before)."""
+    """λ = −1, 0 and 3: after a step of 1 the middle of a step of 3 is 1.5 on, D = x_0 + 1.5 (x_0 − x_0,before)."""
     lam = torch.tensor([3.0, 0.0, -1.0]).double()
     alpha_bar = torch.cat([torch.ones(1).double(), torch.sigmoid(2 * lam)])  # ᾱ = 1/(1 + e^−2λ)
     answers = {3: 0.2, 2: 0.5}
@@ -115,7 +128,8 @@ def test_dpm_step_extrapolates_x0_to_the_middle_of_an_uneven_step():
     states = dict(sample(denoise, torch.ones(1, 1, 1, 1).double(), [3, 2, 1], alpha_bar, step=dpm_step))
     sigma = (1 - alpha_bar).sqrt()
     D = 0.5 + 1.5 * (0.5 - 0.2)
-    assert_close(states[1], sigma[1] / sigma[2] * states[2] + alpha_bar[1].sqrt() * (1 - torch.exp(torch.tensor(-3.0).double())) * D)
+    wanted = sigma[1] / sigma[2] * states[2] + alpha_bar[1].sqrt() * (1 - torch.exp(torch.tensor(-3.0).double())) * D
+    assert_close(states[1], wanted)
 
 
 def test_the_first_and_the_last_step_of_dpm_step_are_ddim_steps(x_T):
@@ -123,14 +137,13 @@ def test_the_first_and_the_last_step_of_dpm_step_are_ddim_steps(x_T):
         return last(sample(gaussian(0.25, COSINE), x_T, levels, COSINE, step=step))
 
     assert_close(one(dpm_step, [800, 500]), one(ddim_step, [800, 500]))
-    solver = dpm_step
-    states = list(sample(gaussian(0.25, COSINE), x_T, [800, 500, 0], COSINE, step=solver))
+    states = list(sample(gaussian(0.25, COSINE), x_T, [800, 500, 0], COSINE, step=dpm_step))
     assert_close(states[-1][1], one(ddim_step, [800, 500, 0]))
 
 
 def test_dpm_step_forgets_the_walk_before_when_it_is_used_again(x_T):
-    solver = dpm_step
-    walks = [last(sample(gaussian(0.25, COSINE), x_T, evenly_spaced(1000, 8), COSINE, step=solver)) for _ in range(2)]
+    levels = evenly_spaced(1000, 8)
+    walks = [last(sample(gaussian(0.25, COSINE), x_T, levels, COSINE, step=dpm_step)) for _ in range(2)]
     assert_close(walks[0], walks[1], rtol=0, atol=0)
 
 
@@ -146,14 +159,15 @@ def test_deterministic_samplers_draw_nothing():
     def forbidden(like):
         raise AssertionError("drew noise")
 
+    denoise, x, levels = gaussian(0.25, COSINE), torch.ones(1, 1, 1, 1), strided(1000, 100)
     for step in (ddim_step, dpm_step):
-        last(sample(gaussian(0.25, COSINE), torch.ones(1, 1, 1, 1), strided(1000, 100), COSINE, step=step, noise=forbidden))
+        last(sample(denoise, x, levels, COSINE, step=step, noise=forbidden))
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_estimate_of_x0_is_clipped_in_every_step(name, mu):
-    far = 3 * torch.ones_like(mu)
-    walk = sample(one_image(far, COSINE), torch.zeros_like(mu), strided(1000, 100), COSINE, step=STEPS[name], clip=clip_to(-1, 1))
+    far, how = 3 * torch.ones_like(mu), {"step": STEPS[name], "clip": clip_to(-1, 1)}
+    walk = sample(one_image(far, COSINE), torch.zeros_like(mu), strided(1000, 100), COSINE, **how)
     assert_close(last(walk), torch.ones_like(mu), rtol=1e-6, atol=1e-6)
 
 
@@ -206,22 +220,23 @@ def test_an_image_that_is_not_finite_stops_the_walk():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="fall strictly"):
+    with pytest.raises(ValueError, match="strictly decreasing"):
         next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [5, 9, 0], COSINE))
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 2"):
-        partial(ddim_step, eta=2)
+        next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [9, 5, 0], COSINE, step=partial(ddim_step, eta=2)))
     with pytest.raises(ValueError, match="2 generators for 3 images"):
         noise_per_image(seeded(1, 0, 2))(torch.empty(3, 1, 2, 2))
 
 
 def test_the_large_step_takes_beta_whatever_variance_was_learned():
     levels = strided(1000, 50)
-    assert output_variance(0.25, levels, ddpm_large_step, v=0.0) == pytest.approx(output_variance(0.25, levels, ddpm_large_step), rel=1e-12)
+    large = output_variance(0.25, levels, ddpm_large_step)
+    assert output_variance(0.25, levels, ddpm_large_step, v=0.0) == pytest.approx(large, rel=1e-12)
 
 
 def test_a_negative_eta_and_too_many_generators_are_refused():
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got -0.5"):
-        ddim(-0.5)
+        next(sample(gaussian(1, COSINE), torch.ones(1, 1, 1, 1), [9, 5, 0], COSINE, step=partial(ddim_step, eta=-0.5)))
     with pytest.raises(ValueError, match="3 generators for 2 images"):
         noise_per_image(seeded(1, 0, 3))(torch.empty(2, 1, 2, 2))
 
@@ -234,19 +249,48 @@ def test_one_image_of_many_that_is_not_finite_stops_the_walk():
 
 def test_a_walk_keeps_no_graph_of_its_steps():
     weight = torch.ones(1, requires_grad=True)
-    assert not last(sample(lambda x, t: (weight * x, None), torch.ones(1, 1, 1, 1), [9, 5, 0], linear(300))).requires_grad
+    walk = sample(lambda x, t: (weight * x, None), torch.ones(1, 1, 1, 1), [9, 5, 0], linear(300))
+    assert not last(walk).requires_grad
 
 
 def test_dpm_step_begins_anew_when_the_batch_has_another_size(x_T):
-    """A walk from the level at which the one before broke off, but of one image and not of two."""
-    solver, denoise, alpha_bar = dpm_step, lambda x, t: (x / 2, None), linear(1000)
-    last(sample(denoise, x_T, [800, 500], alpha_bar, step=solver))
-    assert_close(last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=solver)), last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=ddim_step)))
+    """A walk from the level at which the one before stopped, but of one image and not of two."""
+    denoise, alpha_bar = lambda x, t: (x / 2, None), linear(1000)
+    last(sample(denoise, x_T, [800, 500], alpha_bar, step=dpm_step))
+    dpm, ddim = (last(sample(denoise, x_T[:1], [500, 200], alpha_bar, step=step)) for step in (dpm_step, ddim_step))
+    assert_close(dpm, ddim)
+
+
+def test_a_walk_stopped_early_leaves_nothing_behind_in_dpm_step(x_T):
+    """Stop at level 500, and edit another picture from there: its first step has no previous one, so it is DDIM's."""
+    denoise, picture = gaussian(0.25, COSINE), x_T.flip(0).clamp(-1, 1)
+    for t, _ in sample(denoise, x_T, [1000, 800, 500, 200, 0], COSINE, step=dpm_step):
+        if t == 500:
+            break
+    dpm, ddim = (
+        next(sdedit(denoise, picture, [500, 200, 0], COSINE, step=step, noise=lambda like: x_T))
+        for step in (dpm_step, ddim_step)
+    )
+    assert_close(dpm, ddim)
+
+
+def test_the_last_image_of_a_walk_without_steps_is_refused():
+    with pytest.raises(ValueError, match="at least one step, got none"):
+        last(iter([]))
+
+
+def test_a_step_that_returns_no_image_is_refused(x_T):
+    for step in (lambda *a: None, lambda x, *a: x[:1], lambda x, *a: (x, x)):
+        with pytest.raises(ValueError, match=r"the next image, \(2, 1, 4, 4\), got"):
+            next(sample(gaussian(1, COSINE), x_T, [9, 0], COSINE, step=step))
 
 
 def test_dpm_step_remembers_the_estimate_as_it_was_clipped(x_T):
-    """The estimate is 5, and 1 after the clip, at every level: nothing changes, so the second order has nothing to add to the first."""
+    """The estimate is 5 at every level, and 1 after the clip: it does not change, so both orders agree."""
     alpha_bar, clip = linear(1000), clip_to(-1, 1)
     denoise = one_image(torch.full_like(x_T, 5.0), alpha_bar)
-    one, other = (last(sample(denoise, x_T, [900, 600, 300, 100], alpha_bar, step=step, clip=clip)) for step in (dpm_step, ddim_step))
-    assert_close(one, other)
+    dpm, ddim = (
+        last(sample(denoise, x_T, [900, 600, 300, 100], alpha_bar, step=step, clip=clip))
+        for step in (dpm_step, ddim_step)
+    )
+    assert_close(dpm, ddim)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 
 import pytest
@@ -44,9 +45,25 @@ def test_a_long_prompt_is_cut_and_the_warning_names_the_words(tokenizer):
 
 
 def test_another_file_is_refused(tmp_path):
-    for bad in (tmp_path / "absent.model", GOLDEN / "README.md"):
-        with pytest.raises(ValueError, match="no sentencepiece model: get"):
+    (tmp_path / "empty.model").touch()
+    (tmp_path / "pointer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    says = {tmp_path / "absent.model": "cannot be read", GOLDEN / "README.md": "delete it and get it again", tmp_path / "empty.model": "it has 0 bytes", tmp_path / "pointer.model": "git lfs pull"}
+    for bad, why in says.items():
+        with pytest.raises(ValueError, match=rf"{bad.name} (is no sentencepiece model .*)?{why}|{why}"):
             Tokenizer(bad)
+
+
+def test_a_tokenizer_in_a_folder_of_any_name_is_read(tmp_path):
+    folder = tmp_path / "модель é 😀"
+    folder.mkdir()
+    shutil.copy(SPIECE, folder)
+    assert Tokenizer(folder / SPIECE.name)(["fox"])[1].sum() > 1
+
+
+def test_a_very_long_prompt_takes_time_that_grows_with_its_length_and_a_warning_that_does_not(tokenizer):
+    with pytest.warns(UserWarning, match=r"cut off is '.{300,500}'; shorten"):
+        ids, _ = tokenizer(["a red fox " * 20_000])
+    assert ids.shape == (1, 77)
 
 
 def test_ids_are_whole_numbers_for_an_embedding(tokenizer):

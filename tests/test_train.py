@@ -1,4 +1,4 @@
-"""train.py against the same training written out by hand: which images, which noise, which rate, which average, which gradients."""
+"""train.py against the same training written out by hand: which images, noise, rate, average, gradients."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def loss_of(run, x, labels, mine=slice(None)):
 
 
 def by_hand(settings, steps):
-    """A plain loop, after train.py's own settings: the random numbers in the order in which they are drawn, Adam, rate and average written out."""
+    """A plain loop with train.py's own settings: random numbers in their order; Adam, rate and average written out."""
     torch.manual_seed(137)
     unet = UNet(4, time=True, classes=10).to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in unet.state_dict().items()}
@@ -53,13 +53,27 @@ def by_hand(settings, steps):
         keep = torch.rand(128, generator=g) >= 0.1
         a = alpha_bar[t].float().reshape(128, 1, 1, 1)
         wanted = eps if settings["target"] == "eps" else a.sqrt() * eps - (1 - a).sqrt() * x_0
-        loss = (unet(a.sqrt() * x_0 + (1 - a).sqrt() * eps, t.reshape(128, 1) / 300, torch.eye(10)[labels[i]] * keep.reshape(128, 1)) - wanted).square().mean()
+        loss = (
+            (
+                unet(
+                    a.sqrt() * x_0 + (1 - a).sqrt() * eps,
+                    t.reshape(128, 1) / 300,
+                    torch.eye(10)[labels[i]] * keep.reshape(128, 1),
+                )
+                - wanted
+            )
+            .square()
+            .mean()
+        )
         adam.param_groups[0]["lr"] = settings["rates"][k]
         adam.zero_grad()
         loss.backward()
         adam.step()
         decay = min(settings["ema"], k / (k + 10))
-        average = {n: decay * average[n] + (1 - decay) * v if v.is_floating_point() else v.clone() for n, v in unet.state_dict().items()}
+        average = {
+            n: decay * average[n] + (1 - decay) * v if v.is_floating_point() else v.clone()
+            for n, v in unet.state_dict().items()
+        }
     return unet.state_dict(), average
 
 
@@ -70,11 +84,16 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
     if preset == "better":
         settings |= train.BETTER["class"] | {"epochs": 1, "lr": 0.01, "warmup": 1, "ema": 0.08}
     monkeypatch.setattr(digit_tasks, "SAMPLED", ())
-    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: train.images.grid(torch.zeros(1, 1, 4, 4), 1))
+    monkeypatch.setattr(digit_tasks, "preview", lambda net, settings: images.grid(torch.zeros(1, 1, 4, 4), 1))
     train.train(settings, tmp_path, False, CPU, float32=True)
-    rates = [0.01, 0.01] if preset == "course" else [0.01 / 2, 0.01 * 0.5]  # half way up; at the top, and half way down the cosine
+    rates = (
+        [0.01, 0.01] if preset == "course" else [0.01 / 2, 0.01 * 0.5]
+    )  # half way up; at the top, and half way down the cosine
     weights, average = by_hand(settings | {"rates": rates}, 2)
-    state, written = load_tensors(tmp_path / "state.safetensors")[0], load_tensors(tmp_path / "mnist-class.safetensors")[0]
+    state, written = (
+        load_tensors(tmp_path / "state.safetensors")[0],
+        load_tensors(tmp_path / "mnist-class.safetensors")[0],
+    )
     for name, tensor in weights.items():
         if tensor.ndim < 2:
             continue  # a bias before BatchNorm has gradient 0 but for rounding, and Adam makes whole steps of that
@@ -83,8 +102,16 @@ def test_a_run_is_the_loop_by_hand(tmp_path, monkeypatch, preset):
 
 
 def test_a_classifiers_run_is_the_loop_by_hand(tmp_path, monkeypatch):
-    """One step on 256 digits, each turned by its own angle, up to 15 degrees, and moved by its own two shifts, up to 2 pixels."""
-    settings = train.BETTER["classifier"] | {"width": 4, "epochs": 1, "seed": 137, "limit": 256, "batch": 256, "warmup": 0, "ema": 0.5}
+    """One step on 256 digits, each turned by its own angle, up to 15 degrees, and moved by up to 2 pixels both ways."""
+    settings = train.BETTER["classifier"] | {
+        "width": 4,
+        "epochs": 1,
+        "seed": 137,
+        "limit": 256,
+        "batch": 256,
+        "warmup": 0,
+        "ema": 0.5,
+    }
     monkeypatch.setattr(train, "write_results", lambda *args: None)
     train.train(settings, tmp_path, False, CPU, float32=True)
     torch.manual_seed(137)
@@ -101,7 +128,9 @@ def test_a_classifiers_run_is_the_loop_by_hand(tmp_path, monkeypatch):
     for name, before in start.items():
         gradient = net.get_parameter(name).grad
         clear = gradient.abs() > 1e-4
-        assert_close((trained[f"net.{name}"] - before)[clear], (-settings["lr"] * gradient.sign())[clear], rtol=0, atol=1e-5)  # Adam's first step
+        assert_close(
+            (trained[f"net.{name}"] - before)[clear], (-settings["lr"] * gradient.sign())[clear], rtol=0, atol=1e-5
+        )  # Adam's first step
         assert_close(trained[f"ema.{name}"], trained[f"net.{name}"])  # the first weights that count are the average
 
 
@@ -112,7 +141,12 @@ def test_angles_and_shifts_fill_their_range_and_no_more(monkeypatch):
     loss_of(run, torch.zeros(5000, 1, 28, 28, dtype=torch.uint8), torch.zeros(5000, dtype=torch.int64))
     angle, shift = seen[0]
     for values, end in ((angle.rad2deg(), 15), (shift[:, 0], 2), (shift[:, 1], 2)):
-        assert_close(torch.stack([values.min(), values.mean(), values.max(), values.std()]), end * torch.tensor([-1, 0, 1, 3**-0.5]), rtol=0, atol=0.02 * end)
+        assert_close(
+            torch.stack([values.min(), values.mean(), values.max(), values.std()]),
+            end * torch.tensor([-1, 0, 1, 3**-0.5]),
+            rtol=0,
+            atol=0.02 * end,
+        )
     assert float(torch.corrcoef(torch.stack([angle, *shift.T])).triu(1).abs().max()) < 0.05
 
 
@@ -129,7 +163,7 @@ def test_a_part_of_a_batch_sees_what_it_would_see_in_the_whole(monkeypatch):
 
 
 def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_path, two_processes):
-    """One step of the denoiser with Adam, whose first step is lr · g/|g|: the sign of the averaged gradient, wherever that is clear."""
+    """One step of the denoiser with Adam, whose first step is lr · g/|g|: the mean gradient's sign, where clear."""
     settings = ["--width", 4, "--limit", 256, "--epochs", 1, "--float32", "--device", "cpu"]
     two_processes("train.py", "denoiser", "--preset", "course", *settings, "--out", tmp_path)
     torch.manual_seed(137)
@@ -151,7 +185,9 @@ def test_two_processes_average_the_gradients_of_their_halves_of_the_batch(tmp_pa
         mean = (one + other) / 2
         clear = mean.abs() > 1e-4
         assert_close((trained[f"net.{name}"] - before)[clear], (-1e-4 * mean.sign())[clear], rtol=0, atol=2e-6)
-        assert_close(trained[f"adam.{list(start).index(name)}.exp_avg"].flatten(), 0.1 * mean.flatten(), rtol=1e-3, atol=1e-6)  # a bias before BatchNorm has gradient 0, but for rounding
+        assert_close(
+            trained[f"adam.{list(start).index(name)}.exp_avg"].flatten(), 0.1 * mean.flatten(), rtol=1e-3, atol=1e-6
+        )  # a bias before BatchNorm has gradient 0, but for rounding
 
 
 def test_the_rate_warms_up_in_a_line_and_falls_along_a_cosine():
@@ -166,7 +202,9 @@ def test_a_preview_changes_nothing_and_training_goes_on_in_training_mode(tmp_pat
     train.train(settings, tmp_path, False, CPU)
     tensors, record = load_tensors(tmp_path / "state.safetensors")
     assert record["steps"] == 4
-    assert [int(v) for k, v in tensors.items() if k.startswith("net.") and k.endswith("num_batches_tracked")] == [4] * 17
+    assert [int(v) for k, v in tensors.items() if k.startswith("net.") and k.endswith("num_batches_tracked")] == [
+        4
+    ] * 17
 
 
 @pytest.mark.usefixtures("_no_preview")
@@ -180,7 +218,24 @@ def test_the_weights_are_those_of_the_loop_before_it_was_rebuilt(name, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert train.main([task, "--preset", preset, *SMALL, "--epochs", "1", "--float32", "--device", "cpu", "--out", str(tmp_path)]) == 0
+        assert (
+            train.main(
+                [
+                    task,
+                    "--preset",
+                    preset,
+                    *SMALL,
+                    "--epochs",
+                    "1",
+                    "--float32",
+                    "--device",
+                    "cpu",
+                    "--out",
+                    str(tmp_path),
+                ]
+            )
+            == 0
+        )
     finally:
         torch.set_num_threads(threads)
     weights, digest = load_tensors(tmp_path / f"mnist-{task}.safetensors")[0], hashlib.sha256()
@@ -193,7 +248,11 @@ def test_the_weights_are_those_of_the_loop_before_it_was_rebuilt(name, tmp_path)
 def test_each_epoch_goes_through_the_digits_in_an_order_of_its_own(monkeypatch, tmp_path):
     seen = []
     honest = digit_tasks.loss
-    monkeypatch.setattr(digit_tasks, "loss", lambda s, a, net, x, *rest: seen.append(x.flatten(1).float().mean(1)) or honest(s, a, net, x, *rest))
+    monkeypatch.setattr(
+        digit_tasks,
+        "loss",
+        lambda s, a, net, x, *rest: seen.append(x.flatten(1).float().mean(1)) or honest(s, a, net, x, *rest),
+    )
     monkeypatch.setattr(digit_tasks, "SAMPLED", ())
     train.train(train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256}, tmp_path, False, CPU)
     brightness = mnist.load(train=True)[0][:256].flatten(1).float().mean(1)
@@ -225,8 +284,20 @@ def test_nothing_good_is_overwritten_by_weights_that_are_not_finite(tmp_path, mo
 def test_the_preset_course_is_the_assignment_to_the_letter():
     for task in ("time", "class"):
         s = train.COURSE[task]
-        assert (s["T"], s["schedule"], s["lr"], s["batch"], s["epochs"], s["width"], s["target"], s["ema"], s["pixels"]) == (300, "linear", 1e-3, 128, 20, 64, "eps", 0, [0, 1])
-        assert [train.learning_rate(s, step, 468) for step in (0, 467, 468)] == pytest.approx([1e-3, 1e-3, 1e-3 * 0.1 ** (1 / 20)])
+        assert (
+            s["T"],
+            s["schedule"],
+            s["lr"],
+            s["batch"],
+            s["epochs"],
+            s["width"],
+            s["target"],
+            s["ema"],
+            s["pixels"],
+        ) == (300, "linear", 1e-3, 128, 20, 64, "eps", 0, [0, 1])
+        assert [train.learning_rate(s, step, 468) for step in (0, 467, 468)] == pytest.approx(
+            [1e-3, 1e-3, 1e-3 * 0.1 ** (1 / 20)]
+        )
     assert (train.COURSE["class"]["p_uncond"], train.COURSE["class"]["scale"]) == (0.1, 5.0)
     s = train.COURSE["denoiser"]
     assert (s["sigma"], s["lr"], s["batch"], s["epochs"], s["width"]) == (0.5, 1e-4, 256, 5, 128)
@@ -235,7 +306,9 @@ def test_the_preset_course_is_the_assignment_to_the_letter():
 
 def test_label_dropout_drops_a_tenth_of_the_labels_and_each_as_a_whole(monkeypatch):
     seen = []
-    monkeypatch.setattr(digit_tasks.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t)))
+    monkeypatch.setattr(
+        digit_tasks.training, "diffusion_loss", lambda unet, x_0, t, eps, alpha_bar, c, target: seen.append((c, t))
+    )
     run = run_of(train.COURSE["class"] | {"width": 1, "seed": 1})
     labels = torch.arange(20_000) % 10
     loss_of(run, torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8), labels)
@@ -278,13 +351,19 @@ def test_an_epoch_is_of_whole_batches_and_leaves_the_rest_out(tmp_path):
 
 
 def test_the_state_is_saved_after_so_many_seconds_and_not_at_every_step_from_then_on(tmp_path, monkeypatch):
-    """A step takes a minute, and a state is due after 100 seconds: after every second of 8 steps, and at the end of the epoch."""
+    """A step takes a minute, a state is due after 100 seconds: after each second of 8 steps, and at the epoch's end."""
     saved, seconds, honest = [], [0], digit_tasks.loss
     monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(digit_tasks, "loss", lambda *args: seconds.__setitem__(0, seconds[0] + 60) or honest(*args))
     monkeypatch.setattr(train, "write_results", lambda *args: None)
     monkeypatch.setattr(train.Run, "save", lambda run, path: saved.append((run.epoch, run.batch)))
-    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256, "batch": 32}, tmp_path, False, CPU, save_every=100)
+    train.train(
+        train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256, "batch": 32},
+        tmp_path,
+        False,
+        CPU,
+        save_every=100,
+    )
     assert saved == [(0, 0), (0, 2), (0, 4), (0, 6), (0, 8), (1, 0)]
 
 
@@ -327,7 +406,9 @@ def test_accuracy_is_that_of_the_test_digits(monkeypatch):
 
 def corner(sheet, wanted):
     """What lies in the lower right corner of a sheet, as large as the wanted grid: below and beside its names."""
-    return sheet.convert("RGB").crop((sheet.width - wanted.width, sheet.height - wanted.height, sheet.width, sheet.height))
+    return sheet.convert("RGB").crop(
+        (sheet.width - wanted.width, sheet.height - wanted.height, sheet.width, sheet.height)
+    )
 
 
 def test_a_preview_has_each_digit_in_its_column_guided_as_suits_the_network(monkeypatch):
@@ -346,14 +427,16 @@ def test_a_preview_has_each_digit_in_its_column_guided_as_suits_the_network(monk
 
 
 def test_the_previews_of_the_denoiser_and_the_classifier_by_hand(monkeypatch):
-    """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader, who here goes by brightness, is least sure of."""
+    """Ten test digits, x, x + σ ε and D; and the 40 of 2,000 that a reader who goes by brightness is least sure of."""
     settings = train.COURSE["denoiser"] | {"width": 2, "seed": 5}
     x, denoiser = mnist.to_pixels(mnist.load(train=False)[0][:2000], 0, 1), digits.network(settings).eval()
     z = x[:10] + 0.5 * noise_per_image(seeded(5, 0, 10))(x[:10])
     with torch.no_grad():
         wanted = images.grid(torch.cat([x[:10], z, denoiser(z)]).clamp(0, 1), 10, 3)
     assert corner(digit_tasks.preview(denoiser, settings), wanted).tobytes() == wanted.tobytes()
-    by_brightness = SimpleNamespace(features=lambda x: x.mean((1, 2, 3))[:, None], log_probs=lambda features: features.expand(-1, 10))
+    by_brightness = SimpleNamespace(
+        features=lambda x: x.mean((1, 2, 3))[:, None], log_probs=lambda features: features.expand(-1, 10)
+    )
     monkeypatch.setattr(judge, "Reader", lambda classifier: by_brightness)
     wanted = images.grid(x[x.mean((1, 2, 3)).argsort()[30:40]], 10, 3)  # the last of four rows
     assert corner(digit_tasks.preview(None, train.BETTER["classifier"]), wanted).tobytes() == wanted.tobytes()
@@ -365,8 +448,8 @@ def test_a_time_networks_preview_is_guided_as_its_drawings_are(guided, monkeypat
     asked, settings = [], train.COURSE["time"] | {"width": 1, "seed": 1} | (train.BETTER["time"] if guided else {})
     honest = digits.model
     monkeypatch.setattr(digits, "model", lambda *args: asked.append(args[3]) or honest(*args))
-    seen = lambda self, words, **how: asked.append(how.get("scale", self.scale)) or torch.zeros(40, 1, 28, 28)
-    monkeypatch.setattr(digits.Model, "sample", seen)
+    seen = lambda self, words, n, walk: asked.append(walk.scale or self.scale) or iter([(0, torch.zeros(n, 1, 28, 28))])
+    monkeypatch.setattr(digits.Model, "walk", seen)
     digit_tasks.preview(digits.network(settings).eval(), settings)
     *_, guide, scale = asked
     assert (guide is not None, scale) == (guided, 2.0 if guided else 1.0)
@@ -374,7 +457,11 @@ def test_a_time_networks_preview_is_guided_as_its_drawings_are(guided, monkeypat
 
 def test_the_rate_goes_on_falling_in_the_second_epoch(tmp_path, monkeypatch):
     rates, honest = [], train.Run.count
-    monkeypatch.setattr(train.Run, "count", lambda run, value: rates.append(run.optimisers["adam"].param_groups[0]["lr"]) or honest(run, value))
+    monkeypatch.setattr(
+        train.Run,
+        "count",
+        lambda run, value: rates.append(run.optimisers["adam"].param_groups[0]["lr"]) or honest(run, value),
+    )
     monkeypatch.setattr(train, "write_results", lambda *args: None)
     settings = train.COURSE["time"] | {"width": 1, "epochs": 2, "seed": 3, "limit": 256, "decay": "cosine", "warmup": 0}
     train.train(settings, tmp_path, False, CPU)
@@ -383,13 +470,17 @@ def test_the_rate_goes_on_falling_in_the_second_epoch(tmp_path, monkeypatch):
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "start_processes", lambda device: (1, 1))
-    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, save_every=0)
+    train.train(
+        train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, save_every=0
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_the_seed_and_the_folder_are_those_of_the_command_line(monkeypatch):
     asked = []
-    monkeypatch.setattr(train, "train", lambda settings, out, *rest: asked.append((settings["seed"], settings["limit"], out)))
+    monkeypatch.setattr(
+        train, "train", lambda settings, out, *rest: asked.append((settings["seed"], settings["limit"], out))
+    )
     assert train.main(["time", "--seed", "5", "--limit", "300"]) == 0
     assert asked == [(5, 300, Path("runs/time"))]
 
@@ -424,7 +515,11 @@ def test_the_average_of_a_run_is_checked_as_its_weights_are():
 def test_float32_turns_autocast_off_where_the_machine_would_use_it(tmp_path, monkeypatch, float32):
     seen, honest = [], digit_tasks.loss
     monkeypatch.setattr(train, "has_bf16", lambda device: True)
-    monkeypatch.setattr(digit_tasks, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or honest(*args))
+    monkeypatch.setattr(
+        digit_tasks, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or honest(*args)
+    )
     monkeypatch.setattr(train, "write_results", lambda *args: None)
-    train.train(train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, float32=float32)
+    train.train(
+        train.COURSE["time"] | {"width": 1, "epochs": 1, "seed": 3, "limit": 256}, tmp_path, False, CPU, float32=float32
+    )
     assert seen == [not float32] * 2

@@ -6,14 +6,14 @@ of a model in `minidiff.load`: sample.py makes its command line from all three.
 """
 
 from minidiff.lessons.drawing import digits, guidance, text
-from minidiff.lessons.editing import edit, inpaint, upscale
+from minidiff.lessons.editing import edit, inpaint, logo, upscale
 from minidiff.lessons.illusions import anagram, colour, hybrid, triple
 from minidiff.lessons.measuring import embed, score
 from minidiff.lessons.noising import blur, denoise, noise, onestep, ood
 
 LESSONS = (
-    digits, text, guidance, denoise, edit, inpaint, anagram, hybrid, triple, colour, upscale, embed, score, noise, blur,
-    onestep, ood,
+    digits, text, guidance, denoise, edit, inpaint, anagram, hybrid, triple, colour, logo, upscale, embed, score,
+    noise, blur, onestep, ood,
 )  # fmt: skip
 
 __all__ = [lesson.__name__ for lesson in LESSONS]

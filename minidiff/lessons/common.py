@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minidiff import mnist
-from minidiff.model import Model, Words, texts
+from minidiff import mnist, shipped
+from minidiff.model import Model
 from minidiff.pretrained import load, names
+from minidiff.words import Words, texts
 
 DIGITS, PICTURES = "mnist-class", "picturebook"  # the shipped models
+OF_DIGITS = {"noise": None, "blur": None, "onestep": "mnist-denoiser", "denoise": "mnist-time"}  # without a picture
 PROMPT = "a high quality photo"  # the course's prompt for nothing in particular
 
 
@@ -23,6 +25,13 @@ def opened(model: Model | str | None, words: Words | None = None) -> Model:
     return load(model or suits(words))
 
 
+def default_model(lesson: str, words: Words | None, picture: str | None) -> str | None:
+    """The shipped model for a lesson that was given none; None where it needs no network."""
+    if lesson in OF_DIGITS:
+        return (PICTURES if PICTURES in names() else DIGITS) if picture else OF_DIGITS[lesson]
+    return suits(words)
+
+
 def suits(words: Words | None) -> str:
     """The shipped model that knows these words."""
     prompts = words is not None and not all(word == "" or word.isdecimal() and len(word) == 1 for word in texts(words))
@@ -33,13 +42,20 @@ def opened_digits(model: Model | str, lesson: str) -> Model:
     """A model of digits. Raises ValueError for one of prompts."""
     model = opened(model)
     if model.words is None:
-        raise ValueError(f"{lesson} is a lesson on digits, got {model.name}: name {DIGITS}, mnist-time or a file of train.py's")
+        raise ValueError(
+            f"{lesson} is a lesson on digits, got {model.name}: name {DIGITS}, mnist-time or a file of train.py's"
+        )
     return model
 
 
 def of_prompts(model: Model) -> bool:
     """Whether the words of the model are prompts."""
     return model.words is None
+
+
+def default_prompt(model: Model) -> str:
+    """The prompt for nothing in particular: the course's; none for a model that has never seen its words."""
+    return PROMPT if of_prompts(model) and model.vocabulary is None else ""
 
 
 def in_turn(words: Sequence[str], n: int) -> list[str]:
@@ -54,6 +70,16 @@ def test_digits(model: Model | None, n: int, digits: Words | None) -> tuple[Tens
     low, high = (0, 1) if model is None else model.pixels
     x = mnist.to_pixels(x, low, high)
     return (x if model is None else x.to(model.device)), labels
+
+
+def opened_picture(picture: str | None, n: int | None, model: Model | str | None) -> tuple[Model, Tensor]:
+    """A model that walks (default: the one of prompts), and a picture n times (default: one of ours, once) in its pixels."""
+    model, n = opened(model or (PICTURES if PICTURES in names() else DIGITS)), 1 if n is None else n
+    at_least_one(n)
+    if model.alpha_bar is None:
+        model.timesteps()  # says so
+    ours = "tower.png" if of_prompts(model) else "drawing-three.png"
+    return model, model.picture(picture or shipped.PICTURES / ours).expand(n, -1, -1, -1).to(model.device)
 
 
 def digit_labels(digits: Words) -> list[int]:

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidiff import editing, files, pictures
-from minidiff.lessons.common import PROMPT, at_least_one, beside, in_turn, of_prompts, opened, test_digits
-from minidiff.model import Model, OfAny, Words, texts
+from minidiff.lessons.common import at_least_one, beside, default_prompt, in_turn, of_prompts, opened, test_digits
+from minidiff.model import Model, OfAny, OfEnlarging
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
 from minidiff.schedule import cosine, strided
 from minidiff.shipped import PICTURES
 from minidiff.walk import Walk
+from minidiff.words import Words, one_text
 
 STARTS = [1, 3, 5, 7, 10, 20]  # where edit begins: indices into the course's list of levels, 991, 961, … 1, 0
 ARRAYS = (".safetensors", ".npz")
@@ -36,14 +38,47 @@ def edit(
     picture: any PNG, JPEG or WebP: its centre; for digits inverted where its border is bright. Default: one of ours
     words:   what it is to be: a digit (default: no label) or a prompt
     n:       how many images
+    Example: edit data/pictures/drawing-house.png --prompt "a pixel art drawing of a house"
     """
     at_least_one(n)
     model = opened(model, words)
-    walk = walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)
-    walk = model.settled(walk)
-    x_0, words, name = _originals(
-        picture or PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png"), words, n, model
-    )
+    ours = PICTURES / ("tower.png" if of_prompts(model) else "drawing-three.png")
+    x_0, words, name = _originals(ours if picture is None else picture, words, n, model)
+    return _edited(model, x_0, words, name, walk)
+
+
+def logo(
+    letters: str = "mini",
+    *,
+    words: Words = "a pixel art drawing of a mushroom",
+    n: int = 4,
+    model: OfAny = "picturebook",
+    walk: Walk = Walk(),
+) -> Result:
+    """Letters that become a picture of a prompt, as much as they are noised: `edit` of a word, one to four letters.
+
+    letters: what is written
+    words:   what it is to be
+    n:       how many images
+    Example: logo CS --prompt "a 3d render of a heart"
+    """
+    at_least_one(n)
+    model = opened(model)
+    if not 1 <= len(letters) <= 4:
+        raise ValueError(f"expected one to four letters, got {letters!r}")
+    size = 4 * model.shape[-1]
+    paper, ink = ("white", (200, 30, 60)) if of_prompts(model) else ("black", "white")
+    picture = Image.new("RGB", (size, size), paper)
+    font = ImageFont.load_default(1.5 * size / (len(letters) + 1))
+    ImageDraw.Draw(picture).text((size / 2, size / 2), letters, ink, font, anchor="mm", stroke_width=size // 64)
+    low, high = model.pixels
+    x_0 = pictures.fitted(picture, model.shape[1:], model.shape[0]) * (high - low) + low
+    return _edited(model, x_0.expand(n, -1, -1, -1), in_turn(model.known(words), n), f"the letters {letters}", walk)
+
+
+def _edited(model: Model, x_0: Tensor, words: list[str], name: str, walk: Walk) -> Result:
+    """Each image (n, C, H, W), a word each, noised to the levels of the course's starts and walked back."""
+    walk, n = model.settled(walk.default(sampler="ddpm") if of_prompts(model) else walk.default(steps=33)), len(x_0)
     if of_prompts(model) and walk.steps is None and walk.sampler != "dpm":
         levels = strided(991, 30)  # the course's own list
     else:
@@ -94,7 +129,7 @@ def inpaint(
     model = opened(model, words)
     walk = model.settled(walk.default(sampler="ddpm", steps=50))
     picture = PICTURES / "tower.png" if picture is None and of_prompts(model) else picture
-    rounds = rounds or (1 if of_prompts(model) else 4)
+    rounds = (1 if of_prompts(model) else 4) if rounds is None else rounds
     x_0, words, name = _originals(picture, words, n, model)
     H, W = model.shape[1:]
     m, levels = (
@@ -133,9 +168,9 @@ def inpaint(
 def upscale(
     picture: str | Path | None = None,
     *,
-    words: Words = PROMPT,
+    words: Words | None = None,
     n: int = 1,
-    model: OfAny = "picturebook-II",
+    model: OfEnlarging = "picturebook-II",
     walk: Walk = Walk(),
 ) -> Result:
     """Enlarge a picture with stage II.
@@ -148,7 +183,8 @@ def upscale(
     model = opened(model)
     if model.low is None:
         raise ValueError(f"{model.name} is no stage II, which enlarges: name one, like DeepFloyd/IF-II-M-v1.0")
-    picture = picture or PICTURES / "tower.png"
+    picture = PICTURES / "tower.png" if picture is None else picture
+    word = one_text(default_prompt(model) if words is None else words)
     walk = model.settled(walk)
     model.timesteps(walk.steps, walk.sampler)
     if Path(picture).suffix in ARRAYS:
@@ -160,10 +196,11 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    large = model.enlarged(x, [texts(words)[:1]], walk)
+    large = model.enlarged(x, [[word]], walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
-    return Result(summary, large, shown=shown, columns=("before", "after"), walk=walk, prompts=texts(words)[:1])
+    names = ("before", "after")
+    return Result(summary, large, shown=shown, columns=names, walk=walk, settled={"n": len(x)}, prompts=[word])
 
 
 def _originals(picture: str | Path | None, words: Words | None, n: int, model: Model) -> tuple[Tensor, list[str], str]:
@@ -174,7 +211,7 @@ def _originals(picture: str | Path | None, words: Words | None, n: int, model: M
     if picture is None:
         x_0, labels = test_digits(model, n, words)
         return x_0, [str(int(c)) if model.words else "" for c in labels], counted(n, "test digit")
-    asked = model.known((PROMPT if of_prompts(model) else "") if words is None else words)
+    asked = model.known(default_prompt(model) if words is None else words)
     x = model.picture(picture)
     upright = pictures.read(picture, model.shape[1:], model.shape[0], *model.pixels)
     name = Path(picture).name + ("" if torch.equal(x, upright) else " (inverted, as its border is bright)")

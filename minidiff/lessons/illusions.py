@@ -1,6 +1,7 @@
 """Illusions: one image that is two or three."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,11 @@ from torch import Tensor
 from minidiff import illusions
 from minidiff.judge import rank_digits
 from minidiff.lessons.common import at_least_one, of_prompts, opened
-from minidiff.model import Combine, Model, OfAny, Words, texts
+from minidiff.model import Combine, Model, OfAny
 from minidiff.results import Result, counted, labels_of
 from minidiff.views import View, under_way, view
 from minidiff.walk import Walk
+from minidiff.words import Words, one_text, texts
 
 
 def anagram(
@@ -26,14 +28,14 @@ def anagram(
     model: OfAny = None,
     walk: Walk = Walk(),
 ) -> Result:
-    """One image, two or more digits or prompts: seen upright, and turned, mirrored, negated, shuffled (Visual
-    Anagrams).
+    """One image of several digits or prompts, each seen in another way: upright, turned, negated ... (Visual Anagrams).
 
     words:   digits or prompts, the first is seen upright
-    view:    one for each word but the first
+    view:    one for each word but the first: identity, vflip, hflip, rot90, rot180, rot270, transpose, negate, pixels,
+             patches, jigsaw, skew, hinge, circle
     weights: one for each word, more for one that is lost; default equal
-    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits
-             6
+    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); of
+             digits 6
     n:       how many images
     gif:     also the last view, as an animation
     """
@@ -51,7 +53,7 @@ def anagram(
     def seen_of(x: Tensor) -> Tensor:  # views are of pixels in [-1, 1]: a negative changes their sign
         return ((torch.stack([each.apply(2 * x - 1) for each in A], 1) + 1) / 2).clamp(0, 1)
 
-    best_of = best_of or (1 if of_prompts(model) else 6)
+    best_of = (1 if of_prompts(model) else 6) if best_of is None else best_of
     x, kept = _best_of(model, terms, n, walk, combine, best_of, seen_of, len(terms))
     seen = seen_of(model.enlarge(x, terms, combine, A, walk=walk))
     names = [words[0]] + [
@@ -93,17 +95,18 @@ def hybrid(
     near:    the digit or prompt to be seen near by
     far:     the digit or prompt to be seen from afar
     sigma:   of the low pass, in pixels: more favours what is near; default 1.5 for digits, else 2 for 64 pixels
-    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); digits
-             12
+    best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); of
+             digits 12
     n:       how many images
     """
     at_least_one(n)
-    terms = [texts(near)[:1], texts(far)[:1]]
-    model = opened(model, terms[0] + terms[1])
+    near, far = one_text(near), one_text(far)
+    terms, model = [[near], [far]], opened(model, [near, far])
     walk = model.settled(walk if of_prompts(model) else walk.default(steps=10, scale=4))
     _all_words([word for [word] in terms], model)
     sigma = (model.shape[-1] / 32 if of_prompts(model) else 1.5) if sigma is None else sigma
-    low_pass = illusions.gaussian(sigma)  # says what a sigma is, before the walk
+    _check_sigma(sigma)
+    low_pass = illusions.gaussian(sigma)
 
     def combined(low: illusions.Part) -> Combine:
         return lambda denoisers: illusions.hybrid(*denoisers[::-1], low)
@@ -111,7 +114,7 @@ def hybrid(
     def seen_of(x: Tensor, low: illusions.Part = low_pass) -> Tensor:
         return torch.stack([x, low(x) if of_prompts(model) else contrast(low(x))], 1)
 
-    best_of = best_of or (1 if of_prompts(model) else 12)
+    best_of = (1 if of_prompts(model) else 12) if best_of is None else best_of
     x, kept = _best_of(model, terms, n, walk, combined(low_pass), best_of, seen_of, 1)
     wider = illusions.gaussian(sigma * _factor(model))  # a blur as much wider as the picture
     x = model.enlarge(x, terms, combined(wider), walk=walk)
@@ -146,16 +149,20 @@ def triple(
 ) -> Result:
     """One image, three digits or prompts at three distances (Factorized Diffusion).
 
-    near:   seen near by; middle: from a few steps away; far: from afar
+    near:   seen near by
+    middle: seen from a few steps away
+    far:    seen from afar
     sigma:  of the fine and the coarse low pass, in pixels; default 1/32 and 1/16 of the width
     n:      how many images
     """
-    words = [texts(word)[0] for word in (near, middle, far)]
+    words = [one_text(word) for word in (near, middle, far)]
     model = opened(model, words)
     walk = model.settled(walk)
     sigma = [model.shape[-1] / 32, model.shape[-1] / 16] if sigma is None else sigma
     if len(sigma) != 2 or not 0 < sigma[0] < sigma[1]:
         raise ValueError(f"sigma must be two numbers, the fine one first, 0 < fine < coarse, got {list(sigma)}")
+    for each in sigma:
+        _check_sigma(each)
 
     def combined(factor: float) -> Combine:
         fine, coarse = (illusions.gaussian(each * factor) for each in sigma)
@@ -164,7 +171,8 @@ def triple(
     def seen_of(x: Tensor, factor: float) -> list[Tensor]:
         return [x, *(illusions.gaussian(each * factor)(x) for each in sigma)]
 
-    return _parts(words, ("near", "middle", "far"), n, model, walk, combined, seen_of)
+    result = _parts(words, ("near", "middle", "far"), n, model, walk, combined, seen_of)
+    return replace(result, settled={"sigma": list(sigma)})
 
 
 def colour(grey: str, coloured: str, *, n: int = 4, model: OfAny = None, walk: Walk = Walk()) -> Result:
@@ -174,7 +182,7 @@ def colour(grey: str, coloured: str, *, n: int = 4, model: OfAny = None, walk: W
     coloured: seen when the light goes on
     n:        how many images
     """
-    words = [texts(grey)[0], texts(coloured)[0]]
+    words = [one_text(grey), one_text(coloured)]
     model = opened(model, words)
     if model.shape[0] == 1:
         raise ValueError(f"colour needs pictures with colours, {model.name} draws in grey: choose another model")
@@ -246,6 +254,11 @@ def _check(words: list[str], A: list[View], weights: list[float] | None, model: 
             f"a negative needs pixels in [-1, 1], {model.name} has {list(model.pixels)}: choose another view or model"
         )
     _all_words(words, model)
+
+
+def _check_sigma(sigma: float) -> None:
+    if not 0.001 <= sigma <= 1000:
+        raise ValueError(f"sigma must be between 0.001 and 1000 pixels, got {sigma}")
 
 
 def _all_words(words: list[str], model: Model) -> None:

@@ -33,7 +33,9 @@ def embed(
     if words or course is None:
         width = hub.read_json(encoder, "text_encoder/config.json").get("d_model")
         prompts.embed(["", *words], encoder, width, stored, dtype not in (None, "float32"), block_by_block)
-    summary = f"{counted(len(stored) - before, 'prompt')} added, {len(stored)} in the bank: every lesson looks there first"
+    summary = (
+        f"{counted(len(stored) - before, 'prompt')} added, {len(stored)} in the bank: every lesson looks there first"
+    )
     return Result(summary, bank=stored)
 
 

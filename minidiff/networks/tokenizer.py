@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minidiff.files import damaged
+
 LENGTH = 77  # what IF was trained with; T5 itself would take 512
 PAD, END = 0, 1
 
@@ -29,9 +31,12 @@ class Tokenizer:
         from sentencepiece import SentencePieceProcessor
 
         try:
-            self.pieces = SentencePieceProcessor(model_file=str(spiece_model))
-        except (OSError, RuntimeError):
-            raise ValueError(f"{spiece_model} is no sentencepiece model: get tokenizer/spiece.model again") from None
+            content = Path(spiece_model).read_bytes()  # not by its name: the library takes no name of any letters
+            if not content:
+                raise RuntimeError("empty")
+            self.pieces = SentencePieceProcessor(model_proto=content)
+        except (OSError, RuntimeError) as error:
+            raise damaged(spiece_model, "sentencepiece model", error) from None
 
     def __call__(self, prompts: list[str], length: int = LENGTH) -> tuple[Tensor, Tensor]:
         """-> ids (B, length) int64 and mask (B, length) int64. Warns and names the words when a prompt is longer than that. Raises ValueError."""
@@ -43,6 +48,7 @@ class Tokenizer:
             tokens = self.pieces.encode(plain(prompt))
             if len(tokens) > length - 1:
                 dropped = self.pieces.decode(tokens[length - 1 :])
+                dropped = dropped if len(dropped) < 400 else f"{dropped[:200]} ... {dropped[-200:]}"
                 warnings.warn(f"the prompt has {len(tokens) + 1} tokens, the model reads {length}: cut off is {dropped!r}; shorten the prompt", stacklevel=2)
             tokens = [*tokens[: length - 1], END]
             ids[row, : len(tokens)] = torch.tensor(tokens)
