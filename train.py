@@ -216,7 +216,8 @@ def asked(args: argparse.Namespace) -> dict:
 
 def defaults(task: str, preset: str) -> dict:
     """The settings of a task, as they are when the command line names none."""
-    settings = COURSE.get(task, {}) | ({} if preset == "course" else BETTER[task]) | {"preset": preset, "seed": BETTER[task].get("seed", 137)}
+    settings = COURSE.get(task, {}) | ({} if preset == "course" else BETTER[task]) | {"preset": preset}
+    settings.setdefault("seed", 137)
     return settings | ({"limit": 60_000} if TASKS[task] is digit_tasks.task else {})
 
 
