@@ -37,7 +37,14 @@ STAGE_II = "DeepFloyd/IF-II-M-v1.0"
 FLAGS = {"n": ["-n"], "words": ["--digit", "--prompt"], "course": ["--import"]}  # other names than --the-argument
 IN_EMBED = {"encoder": ["--model"], "bank": ["--out"]}  # ... and there
 BARE = {"threshold": 0.2, "upscale": STAGE_II}  # what a flag without a value means
-WORDS = ("words", "near", "middle", "far", "grey", "coloured")  # arguments that are words: they decide whose model it is
+WORDS = (
+    "words",
+    "near",
+    "middle",
+    "far",
+    "grey",
+    "coloured",
+)  # arguments that are words: they decide whose model it is
 OF_PROMPTS = ("dtype", "bank", "encoder", "noise_level", "upscale", "upscale_steps")  # arguments of `load`
 
 
@@ -134,8 +141,8 @@ def arguments(argv: list[str]) -> dict:
             positional = parameter.name in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             add(sub, parameter, text, positional)
         if name not in ("score", "embed"):
-            sub.add_argument("--out", type=Path, default=Path(f"out/{name}.png"), help="a .png, .safetensors or .npz")
-        if name not in ("score", "embed"):
+            out = Path("out", f"{name}.png")
+            sub.add_argument("--out", type=Path, default=out, help=f"a .png, .safetensors or .npz (default {out})")
             sub.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["digits", *argv]
@@ -183,6 +190,11 @@ def draw(lesson: Callable, asked: dict, device: torch.device) -> tuple[Result, d
         name = asked.get("model") or takes["model"].default
         name = name or default_model(asked["lesson"], words, asked.get("picture"))
         options = {option: asked[option] for option in OF_PROMPTS if option in asked}
+        if name is None and options:
+            option, value = next(iter(options.items()))
+            raise ValueError(
+                f"{option} is for a model, got {value}, but {asked['lesson']} of test digits uses none: leave it out"
+            )
         if name is not None:
             values["model"] = load(name, device, **options, say=print if is_first() else None)
             settled |= {"model": str(name), "dtype": str(values["model"].dtype).removeprefix("torch.")}

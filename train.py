@@ -66,7 +66,7 @@ BETTER["text"] = {
     "attends": [False, False, True], "head_dim": 32, "groups": 16, "cross": 128,  # the lowest level asks the text
     "d_model": 128, "heads": 4, "layers": 2, "pieces": 2000,  # a small T5: captions are a few words
     "phases": [[0, 16, 100], [40, 16, 400], [80, 32, 10_000]],  # [from epoch, size, things]: first few, and small
-    "share": {"emoji": 0.5},  # five of thirteen sheets are emoji
+    "share": {"blobs": 0.05, "emojitwo": 0.05, "fxemoji": 0.05},  # five of 13 sheets are emoji: mostly two of them
     "steps": 250,  # an epoch, which is here only how often results are written
     "lr": 1.5e-3, "decay": "trapezoid", "warmup": 200, "cooldown": 0.25,  # level, so that the end may be moved
     "optimiser": "muon", "beta2": 0.99, "weight_decay": 0.01, "clip": 1.0, "batch": 64, "epochs": 200, "ema": 0.999,

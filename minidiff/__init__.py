@@ -3,8 +3,8 @@
 Letters for shapes: B batch, C channels, H W pixels, T noise levels (t = 1 … T noisy, 0 clean), D width.
 Paper tags (DDPM, DDIM, CFG, …) are explained at the top of the chapter that uses them.
 
-The names below stand in reading order: a schedule, the algebra on it, the walk, a network, its loss, guidance, adapters,
-illusions, edits, models. `minidiff.lessons` has the experiments.
+The names below stand in reading order: a schedule, the algebra on it, the walk, a network, its loss, guidance,
+adapters, illusions, edits, models. `minidiff.lessons` has the experiments.
 """
 # ruff: noqa: I001, RUF022, reading order
 
@@ -32,25 +32,30 @@ __version__ = "0.2.0"
 
 
 def show(x):
-    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays. Raises ValueError."""
+    """Images (N, C, H, W) in [0, 1], or a lesson's Result, as one PIL picture, which a notebook displays. Raises
+    ValueError."""
     from minidiff import results  # Pillow and torchvision are loaded by those who look
 
     return results.pictured(x)
 
 
 def save(x, path):
-    """Write images (N, C, H, W) in [0, 1], or a lesson's Result, as a PNG. Raises ValueError."""
+    """Write images (N, C, H, W) in [0, 1], or a lesson's Result, as a PNG; or the frames of a Result as a GIF. Raises
+    ValueError."""
     from minidiff import images, results
 
-    if not str(path).endswith(".png"):
-        raise ValueError(f"expected a name that ends in .png, got {path}")
-    images.save_png(results.pictured(x), path)
+    if str(path).endswith(".gif"):
+        images.save_gif(results.moving(x), path)
+    elif str(path).endswith(".png"):
+        images.save_png(results.pictured(x), path)
+    else:
+        raise ValueError(f"expected a name that ends in .png or .gif, got {path}")
 
 
 __all__ = [
     "cosine", "evenly_spaced", "linear", "linear_to_noise", "strided",
-    "add_noise", "add_more_noise", "clip_to", "dynamic_threshold", "posterior", "predict_eps", "predict_x0", "unclipped",
-    "Denoiser",
+    "add_noise", "add_more_noise", "clip_to", "dynamic_threshold", "posterior", "predict_eps", "predict_x0",
+    "unclipped", "Denoiser",
     "ddim_step", "ddpm_large_step", "ddpm_step", "dpm_step", "last", "noise_per_image", "one_step", "sample", "seeded",
     "UNet",
     "denoiser_loss", "diffusion_loss", "drop_labels", "update_ema",

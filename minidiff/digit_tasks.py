@@ -97,7 +97,7 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
     if settings["task"] == "denoiser":
         x = mnist.to_pixels(mnist.load(train=False)[0][:10], 0, 1).to(device)
         z = x + settings["sigma"] * sampling.noise_per_image(sampling.seeded(settings["seed"], 0, 10))(x)
-        rows = ["clean", f"σ = {settings['sigma']}", "denoised"]
+        rows = ["clean", f"sigma {settings['sigma']}", "denoised"]
         return images.beside(images.grid(torch.cat([x, z, net(z)]).clamp(0, 1), 10, 3), rows, 60)
     model = digits.model(settings["task"], net, settings, digits.guide_of(settings, device))
     words = list(model.words) or [""]
@@ -105,7 +105,7 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
     x = model.to_unit(sampling.last(steps))
     names = [f"label {word}" for word in words] if model.words else [""] * 10
     guided = (
-        f"γ = {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
+        f"scale {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
     )
     return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided, "", "", ""], 150)
 

@@ -52,7 +52,8 @@ def schedule(settings: dict) -> Tensor | None:
 
 def model(name: str, unet: nn.Module, settings: dict, guide: Denoiser | None = None) -> Model:
     """The model of a network and its settings; it computes where the network is."""
-    device, classes, alpha_bar = next(unet.parameters()).device, settings.get("classes", 0), schedule(settings)
+    device = next(unet.parameters(), torch.empty(0)).device
+    classes, alpha_bar = settings.get("classes", 0), schedule(settings)
     labels = {"": -1, **{str(c): c for c in range(classes)}}
 
     def ask(x_t: Tensor, t: int, c: Tensor | None) -> tuple[Tensor, None]:
@@ -108,7 +109,8 @@ def load_digits(name: str | Path, device: torch.device | str = "cpu", tasks: tup
 
 
 def guide_of(settings: dict, device: torch.device | str = "cpu") -> Denoiser | None:
-    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does not fit."""
+    """The worse network that a run's settings name, to be guided away from (AG). Raises ValueError for one that does
+    not fit."""
     if settings.get("guide") is None:
         return None
     guide = load_digits(settings["guide"], device, ("time", "class"))

@@ -1,17 +1,18 @@
 """Chapter 24. Judging: is a picture what it is meant to be, is it like real ones, and are many as varied as real ones?
 
-A classifier (networks/mnist_classifier.py) reads a digit in every picture, so being read right is not enough. Its features
-say whether the picture lies where real digits lie:
+A classifier (networks/mnist_classifier.py) reads a digit in every picture, so being read right is not enough. Its
+features say whether the picture lies where real digits lie:
 
     read        argmax_c p(c | x)                                      the digit
     plausible   d_5(x) <= the 99th percentile of d_5 of real digits    is it among the real ones?
     Fréchet     |μ_1 − μ_2|² + tr(Σ_1 + Σ_2 − 2 (Σ_1 Σ_2)^½)           of many pictures' features          (FID Eq. 6)
 
-d_5(x) is the distance from the features of x to the 5th nearest of the 10,000 test digits'; for the percentile each test
-digit is compared with the 9,999 others. Of two digits laid over each other 45 % are plausible, so ask what is read, too.
+d_5(x) is the distance from the features of x to the 5th nearest of the 10,000 test digits'; for the percentile each
+test digit is compared with the 9,999 others. Of two digits laid over each other 45 % are plausible, so ask what is
+read, too.
 
-An illusion is scored by a matrix S, one for each picture: S_ij says how well view i reads as prompt j (a log-probability,
-or a cosine of embeddings).
+An illusion is scored by a matrix S, one for each picture: S_ij says how well view i reads as prompt j (a
+log-probability, or a cosine of embeddings).
 
     alignment    min_i S_ii                                            the worst view                             (VA)
     concealment  ½ (tr softmax_rows(S/τ) + tr softmax_columns(S/τ)) / N     each prompt in its own view alone?    (VA)
@@ -53,9 +54,7 @@ class Reader:
             raise ValueError(f"expected images (N, 1, 28, 28), got {tuple(images.shape)}: resize or crop them")
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"expected pixels in [0, 1], got {low:g} to {high:g}: map the network's range to it"
-            )
+            raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}: map the network's range to it")
         weight = self.classifier.read.weight
         return torch.cat([self.classifier.features(part.to(weight)).float().cpu() for part in images.split(AT_A_TIME)])
 

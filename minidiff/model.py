@@ -131,7 +131,9 @@ class Model:
         """
         self._walks()
         if lows is None and self.low is not None:
-            raise ValueError(f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`")
+            raise ValueError(
+                f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`"
+            )
         terms = [self.known(words) for words in terms]
         conditions = self.conditions(list(dict.fromkeys(["", *(word for words in terms for word in words)])))
         build = self._builder(terms, combine, self.scale if scale is None else scale, conditions, lows)
@@ -226,7 +228,9 @@ class Model:
         """Ask for memory and weights before the first step: stage II's plan, then the plan of n images, then the
         prompts. The weights of stage II are let go of. Raises ValueError."""
         if self.low is not None:
-            raise ValueError(f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`")
+            raise ValueError(
+                f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`"
+            )
         self._prepare(terms, n, walk, combine)
 
     def _prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine) -> None:

@@ -47,6 +47,7 @@ class Book:
     colourless: frozenset[str]  # styles in black on white
     twins: dict[str, str]
     held_out_colours: frozenset[tuple[str, str]]  # (name of a thing, name of a colour)
+    sheets: tuple[str, ...]  # names of the sources
 
 
 def load(folder: str | Path = FOLDER) -> Book:
@@ -70,7 +71,7 @@ def load(folder: str | Path = FOLDER) -> Book:
     return Book(
         torch.cat(pictures), *map(torch.tensor, zip(*rows, strict=True)), things, styles,
         tuple(map(tuple, told["styles"].values())), told["colours"], frozenset(told["colourless"]), told["twins"],
-        frozenset(map(tuple, told["held_out_colours"])),
+        frozenset(map(tuple, told["held_out_colours"])), tuple(Path(s["file"]).stem for s in sheets),
     )  # fmt: skip
 
 

@@ -69,7 +69,9 @@ def load(
             raise ValueError(f"upscale: {error}") from None
     model = load_prompted(_place(name), device, **options, encoder=encoder, noise_level=level, large=large)
     if model.low is None and large is None and noise_level is not None:
-        raise ValueError(f"noise_level is for stage II, got {noise_level} for {name} alone: leave it out, or name a stage II")
+        raise ValueError(
+            f"noise_level is for stage II, got {noise_level} for {name} alone: leave it out, or name a stage II"
+        )
     if model.low is not None and large is not None:
         raise ValueError(f"{name} is a stage II, which enlarges pictures: expected a stage I, or no upscale")
     return replace(model, name=str(name))

@@ -141,7 +141,9 @@ def load_prompted(
         if sampler == "dpm":
             if asked is not None and not str(asked).isdecimal():
                 raise ValueError(f"DPM-Solver++ takes a number of steps, got {asked!r}: a name is for ddpm or ddim")
-            found = deepfloyd.solver_levels(alpha_bar, int(own.get("solver_steps", 20) if asked is None else asked), lowest)
+            found = deepfloyd.solver_levels(
+                alpha_bar, int(own.get("solver_steps", 20) if asked is None else asked), lowest
+            )
         else:
             found = deepfloyd.respaced(default_steps if asked is None else asked, len(alpha_bar) - 1)
         return found if start is None else [start, *(t for t in found if t < start)]
@@ -184,7 +186,8 @@ def load_prompted(
 
 
 def _vocabulary(name: str | Path) -> frozenset[str] | None:
-    """The words of the captions that a model was trained on, one a line in its vocabulary.txt; None where there is none."""
+    """The words of the captions that a model was trained on, one a line in its vocabulary.txt; None where there is
+    none."""
     path = Path(name) / "vocabulary.txt"
     return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
 

@@ -91,8 +91,18 @@ def pictured(x: Tensor | Result) -> Image.Image:
         raise ValueError(f"expected images (N, 1 or 3, H, W) or a lesson's Result, got {got}")
     low, high = float(x.min()), float(x.max())
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes")
+        raise ValueError(
+            f"expected pixels in [0, 1], got {low:g} to {high:g}: (x + 1) / 2 maps [-1, 1] to it, x / 255 bytes"
+        )
     return grid(x, min(len(x), 10))
+
+
+def moving(result: Result) -> list[Image.Image]:
+    """The frames of a Result as pictures. Raises ValueError where there are none."""
+    if not isinstance(result, Result) or not result.frames:
+        got = repr(result) if isinstance(result, Result) else type(result).__name__
+        raise ValueError(f"expected the Result of a lesson with gif=True, got {got}: or save a .png")
+    return result.animation()
 
 
 def labels_of(terms: Sequence[Sequence[str]], n: int) -> Tensor:

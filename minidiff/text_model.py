@@ -73,6 +73,7 @@ def unet_config(settings: dict, second: bool) -> dict:
         "class_embed_type": "timestep" if second else None, "cross_attention_dim": settings["cross"],
         "cross_attention_norm": "group_norm", "down_block_types": down, "encoder_hid_dim": settings["d_model"],
         "encoder_hid_dim_type": "text_proj", "in_channels": 6 if second else 3, "layers_per_block": settings["depth"],
+        "mid_block_only_cross_attention": second,
         "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "norm_num_groups": settings["groups"], "out_channels": 3,
         "resnet_time_scale_shift": "scale_shift", "sample_size": settings["size"], "up_block_types": up,
     }  # fmt: skip

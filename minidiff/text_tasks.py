@@ -138,10 +138,10 @@ def phase(settings: dict, epoch: int) -> tuple[int, int]:
 def in_order(book: Book, things: int, settings: dict, generator: torch.Generator) -> Tensor:
     """An epoch's pictures, of the first so many things: each in an order of chance, then again. (steps · batch,) int64.
 
-    `share`, style -> number: pictures of that style are seen in such a part of the rounds.
+    `share`, name of a sheet -> number: its pictures are seen in such a part of the rounds.
     """
     pictures, order = picturebook.lesson(book, things), torch.empty(0, dtype=torch.int64)
-    share = torch.tensor([settings["share"].get(style, 1.0) for style in book.styles])[book.style[pictures]]
+    share = torch.tensor([settings["share"].get(sheet, 1.0) for sheet in book.sheets])[book.sheet[pictures]]
     while len(order) < settings["steps"] * settings["batch"]:
         now = pictures[torch.rand(len(pictures), generator=generator) < share]
         order = torch.cat([order, now[torch.randperm(len(now), generator=generator)]])

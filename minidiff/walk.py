@@ -28,8 +28,8 @@ class Walk:
 
     sampler:    dpm (DPM-Solver++ 2M), ddim, ddpm (variance β̃, or learned), ddpm-large (β), or in Python a step like
                 `ddpm_step`; default dpm, of inpaint, and of edit with prompts, ddpm
-    steps:      how many; default for digits dpm 20, ddim 50, ddpm all levels, edit 33, inpaint 50, anagram and hybrid 10,
-                for prompts dpm 20; with ddpm and ddim prompts also take smart27, smart50, fast27 or 10,10,3,2,2
+    steps:      how many; default for digits dpm 20, ddim 50, ddpm all levels, edit 33, inpaint 50, anagram and hybrid
+                10, for prompts dpm 20; with ddpm and ddim prompts also take smart27, smart50, fast27 or 10,10,3,2,2
     eta:        DDIM's noise, 0 ... 1
     scale:      guidance γ: 0 ignores the label or prompt, 1 is the conditional model, more exaggerates
     batch:      images at a time; default 100 digits, 4 pictures, 1 large one
@@ -57,7 +57,9 @@ class Walk:
             value = getattr(self, name)
             if value is None and name in ("scale", "batch"):
                 continue
-            kind, limits = (Integral, f"a whole number from {low}") if name in WHOLE else (Real, f"between {low} and {high}")
+            kind, limits = (
+                (Integral, f"a whole number from {low}") if name in WHOLE else (Real, f"between {low} and {high}")
+            )
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
                 raise ValueError(f"{name} must be {limits}, got {value!r}")
         if self.eta and self.sampler != "ddim":

@@ -2,8 +2,8 @@
 
     python tests/battery.py --write        only where a bit has to change, and the commit says which and why
 
-Of each array: its shape, the sha256 of its bytes and some of its values. The bytes depend on the processor's kernels: on another kind
-of machine the values are compared, to 1e-3.
+Of each array: its shape, the sha256 of its bytes and some of its values. The bytes depend on the processor's kernels:
+on another kind of machine the values are compared, to 1e-3.
 """
 
 import hashlib
@@ -61,7 +61,9 @@ COMMANDS = {
     "text inpaint large": f"inpaint {TEXT} -n 1 --steps 2 --rounds 2 {UP}",
     "text anagram": f"anagram man fire --view rot90 {TEXT} -n 2 --steps 2",
     "text anagram large": f"anagram man fire --view rot90 {TEXT} -n 1 --steps 2 {UP}",
-    "text anagram alone": f"anagram man fire --view hflip --weights 1 2 {TEXT} -n 1 --steps 2 --sequential --sampler ddpm",
+    "text anagram alone": (
+        f"anagram man fire --view hflip --weights 1 2 {TEXT} -n 1 --steps 2 --sequential --sampler ddpm"
+    ),
     "text hybrid": f"hybrid water skull {TEXT} -n 1 --steps 2",
     "text hybrid large": f"hybrid water skull {TEXT} -n 1 --steps 2 --sigma 0.7 {UP}",
     "upscale": f"upscale {TOWER} --model {TWO} --encoder {ONE} --prompt tower --steps 2",
@@ -95,7 +97,11 @@ def arrays_of(command: str) -> dict[str, torch.Tensor]:
 def digest(x: torch.Tensor) -> dict:
     flat = x.detach().contiguous().flatten()
     some = flat[:: max(1, len(flat) // 40)].double()
-    return {"shape": list(x.shape), "sha256": hashlib.sha256(flat.numpy().tobytes()).hexdigest(), "values": [round(float(v), 5) for v in some]}
+    return {
+        "shape": list(x.shape),
+        "sha256": hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
+        "values": [round(float(v), 5) for v in some],
+    }
 
 
 if __name__ == "__main__":
@@ -103,4 +109,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     found = {name: {k: digest(v) for k, v in sorted(arrays_of(command).items())} for name, command in COMMANDS.items()}
     lines = [f"  {json.dumps(name)}: {json.dumps(arrays)}" for name, arrays in found.items()]
-    FILE.write_text('{"machine": ' + json.dumps(machine()) + ', "commands": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    FILE.write_text(
+        '{"machine": ' + json.dumps(machine()) + ', "commands": {\n' + ",\n".join(lines) + "\n}}\n", encoding="utf-8"
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 from minidiff import mnist
 from minidiff.diffusion import predict_eps
 
-gc.freeze()  # what is imported stays: the collector need not look at it again and again, a tenth of the time of all tests
+gc.freeze()  # what is imported stays: the collector need not look at it again and again, a tenth of all time
 gc.set_threshold(100_000)
 mnist.load = functools.cache(mnist.load)  # the four files are checked and unpacked once, not once a test
 
@@ -26,7 +26,8 @@ def one_image(mu, alpha_bar):
 
 
 def gaussian(var, alpha_bar, v=None):
-    """The ideal denoiser of N(0, var) data: ε = √(1 − ᾱ) / (ᾱ var + 1 − ᾱ) x_t. A formula of its own, not the library's."""
+    """The ideal denoiser of N(0, var) data: ε = √(1 − ᾱ) / (ᾱ var + 1 − ᾱ) x_t. A formula of its own, not the
+    library's."""
 
     def denoise(x_t, t):
         a = float(alpha_bar[t])
@@ -36,7 +37,8 @@ def gaussian(var, alpha_bar, v=None):
 
 
 def impulses(count):
-    """Draws for an impulse response: draw i is 1 in batch row i and 0 elsewhere. A linear walk's output variance is then the sum of squares."""
+    """Draws for an impulse response: draw i is 1 in batch row i and 0 elsewhere. A linear walk's output variance is
+    then the sum of squares."""
     rows = iter(torch.eye(count, dtype=torch.float64))
     return lambda like: next(rows)[:, None, None, None].clone()
 
@@ -77,13 +79,24 @@ def _no_preview(monkeypatch):
 
 @pytest.fixture
 def two_processes():
-    """two_processes(command): runs a script as `torchrun --nproc_per_node=2` does, without its own seconds; both end well."""
+    """two_processes(command): runs a script as `torchrun --nproc_per_node=2` does, without its own seconds; both end
+    well."""
 
     def run(*command):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        how = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True, "cwd": Path(__file__).parent.parent}
+        shared = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        how = {
+            "stderr": subprocess.PIPE,
+            "stdout": subprocess.DEVNULL,
+            "text": True,
+            "cwd": Path(__file__).parent.parent,
+        }
         command = [sys.executable, *map(str, command)]
         processes = [subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
         said = [process.communicate(timeout=300)[1] for process in processes]

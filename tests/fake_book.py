@@ -15,6 +15,8 @@ def load():
     return SimpleNamespace(
         thing=thing,
         style=style,
+        sheet=style,
+        sheets=list(COLOURS),
         held_out=torch.arange(12) == 11,
         things=THINGS,
         styles=list(COLOURS),

@@ -35,8 +35,16 @@ def small_unet(stage: str, dtype: torch.dtype = torch.float32) -> IFUNet:
 
 def published_configs() -> dict[str, dict]:
     """The five unet/config.json files of the hub, from our fixtures' and their sizes."""
-    attends = ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2, ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3
-    full = {"addition_embed_type_num_heads": 64, "attention_head_dim": 64, "encoder_hid_dim": 4096, "norm_num_groups": 32}
+    attends = (
+        ["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2,
+        ["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3,
+    )
+    full = {
+        "addition_embed_type_num_heads": 64,
+        "attention_head_dim": 64,
+        "encoder_hid_dim": 4096,
+        "norm_num_groups": 32,
+    }
     one = CONFIG["I"] | full | {"layers_per_block": 3}
     two = CONFIG["II"] | full | {"down_block_types": attends[0], "up_block_types": attends[1]}
     return {

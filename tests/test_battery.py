@@ -15,6 +15,8 @@ def test_the_arrays_of_a_command_are_those_written_down(name):
     assert found.keys() == wanted.keys()
     for k in wanted:
         assert found[k]["shape"] == wanted[k]["shape"], k
-        torch.testing.assert_close(torch.tensor(found[k]["values"]), torch.tensor(wanted[k]["values"]), rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            torch.tensor(found[k]["values"]), torch.tensor(wanted[k]["values"]), rtol=0, atol=1e-3
+        )
         if machine() == WRITTEN["machine"]:
             assert found[k]["sha256"] == wanted[k]["sha256"], f"{k}: other bits"

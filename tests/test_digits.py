@@ -229,7 +229,12 @@ def test_levels_that_do_not_fit_are_refused(untrained, how, says):
 def test_the_levels_are_those_that_suit_the_sampler():
     settings = SETTINGS | {"T": 300}
     large = model("large", network(settings).eval(), settings)
-    assert [len(large.timesteps(sampler=name)) - 1 for name in ("dpm", "ddim", "ddpm", "ddpm-large")] == [20, 50, 300, 300]
+    assert [len(large.timesteps(sampler=name)) - 1 for name in ("dpm", "ddim", "ddpm", "ddpm-large")] == [
+        20,
+        50,
+        300,
+        300,
+    ]
     assert large.timesteps(3, start=90) == [90, 60, 30, 0]
     assert large.timesteps("3") == [300, 200, 100, 0]
     assert len(large.timesteps(start=10)) - 1 == 10  # no more steps than levels

@@ -215,7 +215,8 @@ def test_an_illusion_ranks_higher_where_its_worst_view_reads_better_and_its_view
 
 @pytest.mark.usefixtures("_nothing_measured")
 def test_real_digits_are_plausible_and_what_is_none_is_not(shipped, monkeypatch):
-    """1,000 test digits in place of 10,000. Two digits laid over each other, noise and grey are all read as something."""
+    """1,000 test digits in place of 10,000. Two digits laid over each other, noise and grey are all read as
+    something."""
     (x, labels), (more, _) = mnist.load(train=False), mnist.load(train=True)
     monkeypatch.setattr(mnist, "load", lambda train: (more[:2] if train else x[:1000], None))
     real, test = real_digits(shipped), mnist.to_pixels(x, 0, 1)

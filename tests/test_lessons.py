@@ -36,7 +36,8 @@ def network(tmp_path_factory):
 
 @pytest.fixture
 def ideal(monkeypatch):
-    """In place of the network: label c knows the one image MU[c], and the answer is exact. Returns the rows of each call."""
+    """In place of the network: label c knows the one image MU[c], and the answer is exact. Returns the rows of each
+    call."""
     rows = []
 
     def labelled(unet, c, alpha_bar, classes, target):
@@ -122,8 +123,8 @@ def test_image_k_is_the_same_for_any_batch_size_and_any_n(run, lesson, task, mor
 
 
 def test_edit_turns_the_picture_into_the_label_from_the_courses_levels(run, ideal, drawing):
-    """With one image a label, every start leads to it. The walks begin where ᾱ is nearest to that of the course's levels
-    961 … 391 (0.0037 … 0.66)."""
+    """With one image a label, every start leads to it. The walks begin where ᾱ is nearest to that of the course's
+    levels 961 … 391 (0.0037 … 0.66)."""
     made = run("edit", drawing, "-n", 3, "--digit", 3, 8, "--scale", 1)
     assert made["labels"].tolist() == [3] * 6 + [8] * 6 + [3] * 6
     assert_close(made["images"], unit(MU[made["labels"]]), rtol=0, atol=1e-5)
@@ -248,7 +249,10 @@ def test_a_step_is_one_forward_pass_and_asks_nothing_twice(run, ideal, arguments
         ("hybrid 3 8 --sigma 0", "sigma must be between 0.001 and 1000 pixels, got 0.0"),
         ("hybrid 3 8 --sigma 1e9", "sigma must be between 0.001 and 1000 pixels, got 1000000000.0"),
         ("hybrid 3 8 --sigma nan", "sigma must be between 0.001 and 1000 pixels, got nan"),
-        ("triple 3 8 1 --sigma 2 1", "sigma must be two numbers, the fine one first, 0 < fine < coarse, got [2.0, 1.0]"),
+        (
+            "triple 3 8 1 --sigma 2 1",
+            "sigma must be two numbers, the fine one first, 0 < fine < coarse, got [2.0, 1.0]",
+        ),
         ("triple 3 8 1 --sigma 1", "sigma must be two numbers, the fine one first, 0 < fine < coarse, got [1.0]"),
         ("triple 3 8 1 --sigma 1 1e9", "sigma must be between 0.001 and 1000 pixels, got 1000000000.0"),
         ("colour 3 8", "colour needs pictures with colours, "),
@@ -367,7 +371,10 @@ def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
     ("arrays", "says"),
     [
         ({"images": torch.zeros(3, 1, 28, 28)}, "got images (3, 1, 28, 28): give digits"),
-        ({"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)}, "got images (3, 3, 28, 28), labels (3,): give digits"),
+        (
+            {"images": torch.zeros(3, 3, 28, 28), "labels": torch.zeros(3)},
+            "got images (3, 3, 28, 28), labels (3,): give digits",
+        ),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(2)}, "labels (2,): give digits"),
         (
             {"images": torch.zeros(3, 1, 28, 28), "labels": torch.zeros(3, 2)},
@@ -378,7 +385,10 @@ def test_score_says_of_an_illusion_how_each_view_is_read(tmp_path, capsys):
         ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0)}, "got 0 images"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 77)}, "labels [77, 77, 77]"),
         ({"images": torch.zeros(3, 1, 28, 28), "labels": torch.full((3,), 1.5)}, "labels [1.5, 1.5, 1.5]"),
-        ({"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)}, "expected pixels in [0, 1], got 2 to 2"),
+        (
+            {"images": torch.full((3, 1, 28, 28), 2.0), "labels": torch.zeros(3)},
+            "expected pixels in [0, 1], got 2 to 2",
+        ),
         ({"images": torch.full((3, 1, 28, 28), torch.nan), "labels": torch.zeros(3)}, "got nan to nan"),
     ],
 )

@@ -92,8 +92,8 @@ def by_hand(stage, denoise, levels, noise, count, step=None):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpm"])
 def test_text_is_the_guided_walk_by_hand(run, one, sampler):
-    """Named respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it is
-    safe to begin."""
+    """Named respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it
+    is safe to begin."""
     fox, empty = states_of(one, "a fox", "")
     denoise = cfg(text(one.unet, fox), text(one.unet, empty), 7.0)
     levels, step, steps = deepfloyd.respaced("fast27"), None, "fast27"
@@ -116,7 +116,8 @@ def test_prompts_take_turns_and_image_k_is_the_same_for_any_batch_size_and_witho
 
 
 def test_t5_is_asked_once_and_the_bank_after_that(run, tmp_path, capsys):
-    """The second run has a model without a text encoder; a prompt that is not in the bank is then refused, with the nearest one."""
+    """The second run has a model without a text encoder; a prompt that is not in the bank is then refused, with the
+    nearest one."""
     shutil.copytree(ONE, tmp_path / "tiny-if-I")
     command = ["--model", "tiny-if-I", "--bank", "bank.safetensors", "--steps", 2, "-n", 1]
     x = run("text", "a red fox", *command)["images"]
@@ -140,10 +141,15 @@ def test_embed_fills_the_bank_that_a_lesson_reads(run, tmp_path, capsys, refused
     assert sample.main(["embed", "--import", "course.pth", "--out", "bank.safetensors"]) == 0
     assert "1 prompt added, 4 in the bank" in capsys.readouterr().out
     ours = [(word, "tiny-if-I") for word in ("", "a fox", "a skull")]
-    assert [(text, by.name) for text, by in prompts.load_bank("bank.safetensors")] == [*ours, ("a waterfall", prompts.XXL)]
+    assert [(text, by.name) for text, by in prompts.load_bank("bank.safetensors")] == [
+        *ours,
+        ("a waterfall", prompts.XXL),
+    ]
     run("text", "a fox", "--model", ONE, "--bank", "bank.safetensors", "--steps", 1, "-n", 1)
     assert "T5" not in capsys.readouterr().out
-    refused(sample, ["embed", "--import", "course.txt", "--out", "bank.safetensors"], "course.txt cannot be read safely")
+    refused(
+        sample, ["embed", "--import", "course.txt", "--out", "bank.safetensors"], "course.txt cannot be read safely"
+    )
 
 
 def test_words_that_are_cut_off_are_named(run, capsys):
@@ -361,8 +367,8 @@ def test_what_a_loaded_model_holds_is_not_asked_for_again(monkeypatch, tmp_path)
     [([], [("II", 4), ("I", 12), ("II", 4)]), (["--sequential"], [("II", 1), ("I", 3), ("II", 1)])],
 )
 def test_both_stages_of_an_anagram_are_planned_by_their_own_rows(run, monkeypatch, more, planned):
-    """Two terms and guidance, four questions an image; three images at a time in stage I, one in stage II, whose plan is
-    checked before all else."""
+    """Two terms and guidance, four questions an image; three images at a time in stage I, one in stage II, whose plan
+    is checked before all else."""
     plans = []
 
     def plan(config, dtype, rows, **text):
@@ -519,8 +525,8 @@ def test_a_prompt_that_comes_later_is_encoded_then_and_the_first_stays_as_it_was
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(images in the call, dtype, noise level of the low resolution) of every call of a network; the text weights must be
-    gone by then."""
+    """(images in the call, dtype, noise level of the low resolution) of every call of a network; the text weights must
+    be gone by then."""
     honest, seen = IFUNet.forward, []
 
     def forward(self, x, t, state, class_labels=None):

@@ -73,7 +73,8 @@ def test_digits(model: Model | None, n: int, digits: Words | None) -> tuple[Tens
 
 
 def opened_picture(picture: str | None, n: int | None, model: Model | str | None) -> tuple[Model, Tensor]:
-    """A model that walks (default: the one of prompts), and a picture n times (default: one of ours, once) in its pixels."""
+    """A model that walks (default: the one of prompts), and a picture n times (default: one of ours, once) in its
+    pixels."""
     model, n = opened(model or (PICTURES if PICTURES in names() else DIGITS)), 1 if n is None else n
     at_least_one(n)
     if model.alpha_bar is None:

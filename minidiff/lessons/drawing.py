@@ -30,6 +30,7 @@ def digits(
     n:         how many images
     threshold: make pixels below this black
     gif:       also the walk as an animation
+    Example: digits --digit 3 8 -n 20 --gif
     """
     at_least_one(n)
     if threshold is not None and not 0 <= threshold <= 1:
@@ -93,9 +94,8 @@ def _lines(path: str) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read the prompts in {path} ({getattr(error, 'strerror', None) or error}): expected a UTF-8 text file"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the prompts in {path} ({why}): expected a UTF-8 text file") from None
     if not any(lines):
         raise ValueError(f"{path} holds no prompts: write one a line")
     return [line for line in lines if line]
@@ -112,6 +112,7 @@ def guidance(
 
     words: which digits
     scale: guidance γ of each row: 0 ignores the label, 1 is the conditional model, more exaggerates
+    Example: guidance --digit 2 3 5 --scale 0 1 4
     """
     model = opened_digits(model, "guidance")
     if not model.words:

@@ -122,6 +122,7 @@ def inpaint(
     mask:    what to repaint: x0,y0,x1,y1 in pixels of the network, or a picture, white there; default the lower half
     rounds:  how often each step is taken: 1 is plain (default for prompts), more heal the seam (RePaint; default for
              digits 4)
+    Example: inpaint data/pictures/drawing-house.png --mask 4,4,24,14 --digit 8
     """
     at_least_one(n)
     if rounds is not None and not 1 <= rounds <= 1000:
@@ -178,6 +179,7 @@ def upscale(
     picture: any PNG, JPEG or WebP, its centre, or the arrays of another lesson (NAME.safetensors). Default: one of ours
     words:   what it is to be
     n:       how many images
+    Example: upscale data/pictures/tower.png
     """
     at_least_one(n)
     model = opened(model)

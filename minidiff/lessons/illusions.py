@@ -38,6 +38,7 @@ def anagram(
              digits 6
     n:       how many images
     gif:     also the last view, as an animation
+    Example: anagram 4 7 --view rot180
     """
     at_least_one(n)
     words, model, A = texts(words), opened(model, words), _views(view, walk.seed)
@@ -98,6 +99,7 @@ def hybrid(
     best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); of
              digits 12
     n:       how many images
+    Example: hybrid 3 8 --sigma 1.5
     """
     at_least_one(n)
     near, far = one_text(near), one_text(far)
@@ -154,6 +156,7 @@ def triple(
     far:    seen from afar
     sigma:  of the fine and the coarse low pass, in pixels; default 1/32 and 1/16 of the width
     n:      how many images
+    Example: triple "a red apple" "an owl" "a tree" --model picturebook
     """
     words = [one_text(word) for word in (near, middle, far)]
     model = opened(model, words)
@@ -181,6 +184,7 @@ def colour(grey: str, coloured: str, *, n: int = 4, model: OfAny = None, walk: W
     grey:     seen in dim light
     coloured: seen when the light goes on
     n:        how many images
+    Example: colour "a snowy mountain" "a parrot" --model picturebook
     """
     words = [one_text(grey), one_text(coloured)]
     model = opened(model, words)

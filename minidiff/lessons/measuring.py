@@ -25,6 +25,7 @@ def embed(
     bank:    the .safetensors file that is added to
     encoder: the model whose tokenizer/ and text_encoder/ encode
     dtype:   of the files that are read: bfloat16 or float16 for half of the download
+    Example: embed "an oil painting of a fox" --bank out/prompts.safetensors
     """
     stored = prompts.load_bank(bank)
     before = len(stored)
@@ -43,6 +44,7 @@ def score(arrays: str | Path) -> Result:
     """What our classifier says of the arrays of digits, anagrams or hybrids, beside real digits.
 
     arrays: a .safetensors or .npz of another lesson, or a .npz of yours: images (N, 1, 28, 28) in [0, 1] and labels
+    Example: score out/digits.safetensors
     """
     seen, labels = _digits(files.load_arrays(arrays), arrays)
     N, V = seen.shape[:2]

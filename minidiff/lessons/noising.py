@@ -1,6 +1,9 @@
-"""Noise on real pictures, and ways to take it away: a blur, one step of a denoiser, a walk (the assignment's A 1.1 - 1.4, B 1).
+"""Noise on real pictures, and ways to take it away: a blur, one step of a denoiser, a walk.
 
-Of digits: noise of strength sigma, z = x + σ ε, for the one-step denoiser. Of a picture: the forward process x_t of a model.
+These are the assignment's A 1.1 - 1.4 and B 1.
+
+Of digits: noise of strength sigma, z = x + σ ε, for the one-step denoiser. Of a picture: the forward process x_t of a
+model.
 """
 
 from collections.abc import Sequence
@@ -51,7 +54,7 @@ def noise(
     Example: noise data/pictures/tower.png
     """
     if picture is not None or model is not None:
-        model, x_0, levels, noisy = _forward(picture, n, seed, model)
+        model, x_0, levels, noisy = _forward(picture, n, seed, model, words)
         return _levels_result(model, x_0, noisy, levels, "x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps")
     _, labels, noisy = _sigmas(n, words, seed)
     return _sigma_result([z.clamp(0, 1) for z in noisy], labels, "z = x + sigma eps, shown cut to [0, 1]")
@@ -74,7 +77,7 @@ def blur(
     Example: blur data/pictures/tower.png
     """
     if picture is not None or model is not None:
-        model, x_0, levels, noisy = _forward(picture, n, seed, model)
+        model, x_0, levels, noisy = _forward(picture, n, seed, model, words)
         bright = [x_t / model.alpha_bar[t].sqrt() for t, x_t in zip(levels, noisy)]  # as bright as x_0 on average
         best = [max((_blurred(x, s) for s in BLURS), key=lambda y: _psnr(model, y, x_0)) for x in bright]
         return _levels_result(model, x_0, best, levels, "the best Gaussian blur of x_t")
@@ -89,21 +92,25 @@ def onestep(
     *,
     words: Words | None = None,
     n: int | None = None,
-    batch: int = 100,
+    batch: int | None = None,
     seed: int = 137,
     model: OfAny = None,
 ) -> Result:
-    """What the one-step denoiser can do about it, at the sigma it was trained for; or one step of a model, at three levels.
+    """What the one-step denoiser can do about it, at its own sigma; or one step of a model, at three levels.
 
     picture: any PNG, JPEG or WebP; default test digits
     words:   which digits, or what the picture shows
     n:       how many images; default 10 digits, 1 picture
-    batch:   images at a time
+    batch:   digits at a time; default 100
     seed:    of the noise, any whole number from 0
     Example: onestep data/pictures/tower.png
     """
-    Walk(batch=batch)  # says what is wrong with it
-    if picture is not None or (model is not None and opened(model).alpha_bar is not None):
+    if model is not None or picture is None:
+        model = opened(model or "mnist-denoiser")
+    batch = Walk(batch=batch).batch  # says what is wrong with it
+    if picture is not None or model.alpha_bar is not None:
+        if batch is not None:
+            raise ValueError(f"a picture takes one step at once, got batch {batch}: leave it out, or ask for fewer")
         model, x_0, levels, noisy = _forward(picture, n, seed, model)
         words = in_turn(model.known(default_prompt(model) if words is None else words), len(x_0))
         denoiser = model.denoiser(words, scale=1)
@@ -112,7 +119,7 @@ def onestep(
     model = _denoiser(model)
     x, labels, _ = _sigmas(n, words, seed)
     z = x + 0.5 * _eps(x, seed)
-    clean = torch.cat([model.unet(part.to(model.device)).clamp(0, 1).cpu() for part in z.split(batch)])
+    clean = torch.cat([model.unet(part.to(model.device)).clamp(0, 1).cpu() for part in z.split(batch or 100)])
     summary = f"the denoiser on {counted(len(x), 'test digit')} at sigma 0.5: PSNR {psnr(clean, x):.2f} dB"
     return Result(summary, clean, labels, shown=beside(x, z.clamp(0, 1), clean), columns=("x", "z", "D(z)"))
 
@@ -154,7 +161,9 @@ def denoise(
     """
     model, x_0, words, labels = _to_denoise(picture, words, n, model)
     if walk.batch is not None:
-        raise ValueError(f"denoise walks all its images at once, got batch {walk.batch}: leave it out, or ask for fewer")
+        raise ValueError(
+            f"denoise walks all its images at once, got batch {walk.batch}: leave it out, or ask for fewer"
+        )
     walk = model.settled(walk.default(scale=1) if model.guided else walk)
     T, n = len(model.alpha_bar) - 1, len(x_0)
     t = T // 2 if level is None else level
@@ -195,9 +204,11 @@ def _to_denoise(
 
 
 def _forward(
-    picture: str | None, n: int | None, seed: int, model: Model | str | None
+    picture: str | None, n: int | None, seed: int, model: Model | str | None, digits: Words | None = None
 ) -> tuple[Model, Tensor, list[int], list[Tensor]]:
     """A picture (n, C, H, W) and x_t of it at a quarter, half and three quarters of the levels, by the same noise."""
+    if digits is not None:
+        raise ValueError(f"words say which test digits, got {digits!r} for a picture: leave them out")
     model, x_0 = opened_picture(picture, n, model)
     T, eps = len(model.alpha_bar) - 1, _eps(x_0, seed)
     levels = [T // 4, T // 2, 3 * T // 4]

@@ -14,7 +14,7 @@ prompt alone is computed once a walk, by `encode`: the pooled text vector, and t
 Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of the
 small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In bfloat16, where products are
 cheap and moving numbers is not, attention goes head by head, and a convolution of few pixels is one product of matrices.
-To train, wrap it in `torch.compile`: a compiler is given the plain formulas, which it fuses (benchmarks/text_training_speed.py).
+To train, wrap it in `torch.compile`: a compiler is given the formulas of plain.py instead, which it fuses.
 
 IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv 2105.05233.
 The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks (IF attends to all 77
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.networks import plain
 from minidiff.networks.gelu import gelu
 
 DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # name in config.json -> does the level attend?
@@ -127,30 +128,11 @@ def lean(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
-def norm_by_channel(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """`norm_scale_shift` in the form that a compiler makes fast, forwards and backwards: two sums a channel, and one a · x + b.
-
-    From channels to groups and back is a product with a matrix of ones and zeros. A compiler does not look into a product: it goes
-    through whole rows of channels, which it vectorises.
-    """
-    y = x.permute(0, 2, 3, 1).flatten(1, 2).float()                          # (B, HW, C), channels last
-    total, squares, size = y.sum(1), y.square().sum(1), x.shape[1] // norm.num_groups
-    with torch.autocast(x.device.type, enabled=False):
-        member = torch.eye(norm.num_groups, device=x.device).repeat_interleave(size, 1)  # (groups, C): the channel is of the group
-        mean, square = (sums @ member.T / (y.shape[1] * size) for sums in (total, squares))  # (B, groups)
-        rstd = torch.rsqrt(square - mean.square() + norm.eps)
-        a = rstd @ member * norm.weight.float()                              # (B, C)
-        b = norm.bias.float() - (mean * rstd) @ member * norm.weight.float()
-        if scale is not None:
-            a, b = a * (1 + scale.float()), b * (1 + scale.float()) + shift.float()
-    return (y * a[:, None] + b[:, None]).to(x.dtype).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-
-
 def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """GN(x) · (1 + scale) + shift, with x (B, C, H, W), scale and shift (B, C) or none      (ADM Eq. 3: adaptive GN)"""
     B, C, H, W = x.shape
     if torch.compiler.is_compiling():
-        return norm_by_channel(x, norm, scale, shift)
+        return plain.norm_scale_shift(x, norm, scale, shift)
     if scale is None:
         return norm(x)
     if not x.is_contiguous():
@@ -160,12 +142,6 @@ def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None,
     return torch.group_norm(x.view(1, B * C, H, W), B * norm.num_groups, weight.flatten(), bias.flatten(), norm.eps).view(B, C, H, W)
 
 
-def enlarged(x: Tensor) -> Tensor:
-    """Each pixel to 2 x 2: (B, C, H, W) -> (B, C, 2H, 2W), channels last."""
-    x = x.permute(0, 2, 3, 1)[:, :, None, :, None]                           # (B, H, 1, W, 1, C)
-    return x.expand(-1, -1, 2, -1, 2, -1).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
-
-
 def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """conv(nearest2x(x)) for a 3 x 3 convolution: (B, C, H, W) -> (B, O, 2H, 2W).
 
@@ -173,7 +149,7 @@ def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     3 x 3 with 2 x 2 gives 4 x 4, and a transposed convolution of stride 2 never touches the zeros: 16 products a small pixel for 36.
     """
     if torch.compiler.is_compiling():
-        return conv(enlarged(x))
+        return conv(plain.enlarged(x))
     if x.shape[2] * x.shape[3] < 256:  # a small picture: to make the kernel would cost more than it saves
         return conv(F.interpolate(x, scale_factor=2, mode="nearest"))
     O, C = conv.weight.shape[:2]
@@ -239,7 +215,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q kᵀ/√d) v for each head of width d: (B, M, C), (B, N, C), (B, N, C) -> (B, M, C). The softmax is at least float32."""
     q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, M or N, d)
     if torch.compiler.is_compiling():
-        return ((q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        return plain.attention(q, k, v).transpose(1, 2).flatten(2)
     if lean(q):
         # the fused attention multiplies in float32 here; as matrices in bfloat16 it takes half the time, and one head's scores fit the cache
         q = q * q.shape[-1] ** -0.5
@@ -298,7 +274,7 @@ class Resnet(nn.Module):
         h = conv_of_small(gelu(norm_scale_shift(h, self.norm2, scale, shift)), self.conv2)
         # `h` is fresh from a convolution, which needs it for no gradient: add in place
         if self.way == "up" and torch.compiler.is_compiling():
-            h = h + enlarged(x)
+            h = h + plain.enlarged(x)
         elif self.way == "up":
             h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None])  # each pixel of x to 2 x 2 of h
         else:
