@@ -1,8 +1,9 @@
 """Beside chapter 12: what `torch.compile` is given in place of the rewritings of if_unet.py, formulas that it can fuse.
 
-Without a compiler every operation reads and writes whole pictures, so the U-Net calls few large ones. A compiler makes one pass of
-many small ones, forwards and backwards, if it can go through a picture as it lies in memory, channels last, row after row: a training
-step then takes 0.4 of the time (benchmarks/text_training_speed.py). What it cannot fuse are the library's own norm and attention.
+Without a compiler every operation reads and writes whole pictures, so the U-Net calls few large ones. A compiler makes
+one pass of many small ones, forwards and backwards, if it can go through a picture as it lies in memory, channels last,
+row after row: a training step then takes 0.4 of the time (benchmarks/text_training_speed.py). What it cannot fuse are
+the library's own norm and attention.
 """
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """GN(x) · (1 + scale) + shift as two sums a channel and one a · x + b. x (B, C, H, W), scale and shift (B, C) or none.
 
-    From channels to groups and back is a product with a matrix of ones and zeros. A compiler does not look into a product: were it an
-    index, it would follow it for each number alone.
+    From channels to groups and back is a product with a matrix of ones and zeros. A compiler does not look into a
+    product: were it an index, it would follow it for each number alone.
     """
-    y = x.permute(0, 2, 3, 1).flatten(1, 2).float()                          # (B, HW, C)
+    y = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, HW, C)
     total, squares, size = y.sum(1), y.square().sum(1), x.shape[1] // norm.num_groups
     with torch.autocast(x.device.type, enabled=False):
         member = torch.eye(norm.num_groups, device=x.device).repeat_interleave(size, 1)  # (groups, C): the channel is of the group
