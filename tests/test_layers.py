@@ -72,7 +72,7 @@ MAY_IMPORT = {
         "words",
     },
     "lessons.illusions": {
-        "formula", "illusions", "judge", "lessons.common", "model", "results", "views", "walk", "words",
+        "formula", "illusions", "judge", "lessons.common", "matching", "model", "results", "views", "walk", "words",
     },
     "lessons.measuring": {"files", "hub", "judge", "prompted", "prompts", "results"},
     "lessons.noising": {"diffusion", "judge", "lessons.common", "model", "results", "sampling", "walk", "words"},
