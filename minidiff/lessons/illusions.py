@@ -10,6 +10,7 @@ from torch import Tensor
 from minidiff import illusions
 from minidiff.judge import rank_digits
 from minidiff.lessons.common import at_least_one, of_prompts, opened
+from minidiff.matching import rank_prompts
 from minidiff.model import Combine, Model, OfAny
 from minidiff.results import Result, counted, labels_of
 from minidiff.views import View, under_way, view
@@ -284,12 +285,14 @@ def _best_of(
     """n images (n, C, H, W), the best of best_of times as many, best first; and a word about it."""
     if not 1 <= best_of <= 1000:
         raise ValueError(f"best_of must be between 1 and 1000, got {best_of}")
-    if best_of > 1 and not model.words:
-        raise ValueError(
-            f"best_of needs pictures that our classifier can read, digits with labels, got {model.name}: leave it out"
-        )
+    if best_of > 1 and model.words == ():
+        raise ValueError(f"best_of needs digits with labels, or prompts, got {model.name}: leave it out")
     x, _ = model.from_noise(terms, n * best_of, walk, combine)
     if best_of == 1:
         return x, ""
-    score = rank_digits(seen_of(x), [int(word) for [word] in terms], lifelike)
+    words = [word for [word] in terms]
+    if of_prompts(model):
+        score = rank_prompts(seen_of(x), words)
+    else:
+        score = rank_digits(seen_of(x), [int(word) for word in words], lifelike)
     return x[score.argsort(descending=True, stable=True)[:n]], f" of {best_of * n}"
