@@ -86,7 +86,7 @@ BETTER["matcher"] = {
     "turned": 0.3,  # of the pictures with one hue, so many are turned to another colour
     "bad": 0.2,  # how likely each way of spoiling a picture is; noise twice as likely
     "lr": 4e-3, "decay": "trapezoid", "warmup": 100, "cooldown": 0.4, "weight_decay": 0.02,
-    "batch": 128, "epochs": 19, "ema": 0.998, "clip": 1.0,
+    "batch": 128, "epochs": 28, "ema": 0.998, "clip": 1.0,
 }  # fmt: skip
 
 TASKS = dict.fromkeys(("denoiser", "time", "class", "classifier"), digit_tasks.task)  # (settings, folder) -> Task

@@ -294,9 +294,7 @@ def _best_of(
     if not 1 <= best_of <= 1000:
         raise ValueError(f"best_of must be between 1 and 1000, got {best_of}")
     if best_of > 1 and not model.words and model.vocabulary is None:
-        raise ValueError(
-            f"best_of needs pictures that can be judged, digits with labels or picturebook's, got {model.name}: leave it out"
-        )
+        raise ValueError(f"best_of needs digits with labels, or picturebook's pictures, got {model.name}: leave it out")
     x, _ = model.from_noise(terms, n * best_of, walk, combine)
     if best_of == 1:
         return x, ""

@@ -39,6 +39,7 @@ class Block(nn.Module):
 
 
 def conv(C_in: int, C_out: int, stride: int = 1) -> nn.Sequential:
+    """3 x 3, and batch normalisation."""
     return nn.Sequential(nn.Conv2d(C_in, C_out, 3, stride, 1, bias=False), nn.BatchNorm2d(C_out))
 
 
