@@ -1,4 +1,4 @@
-"""The shipped text-to-image model: read by the loader of DeepFloyd's models, it draws what it is asked for, the same each time."""
+"""The shipped text-to-image model: read by the loader of DeepFloyd's models, it draws the same each time."""
 
 import json
 import warnings
@@ -40,7 +40,7 @@ def test_it_knows_the_words_of_the_captions_it_learned_and_names_others(model):
 
 
 def test_a_drawn_picture_is_the_one_written_down(model):
-    """Eight steps of the first prompts: to 0.02, as half of the numbers of a bfloat16 file are rounded otherwise elsewhere."""
+    """Eight steps of three prompts; to 0.02, since other processors round otherwise."""
     written = json.loads(GOLDEN.read_text(encoding="utf-8"))
     x = model.sample(written["prompts"], steps=8, seed=1, progress=False)
     assert x.shape[0] == len(written["prompts"])
@@ -48,7 +48,8 @@ def test_a_drawn_picture_is_the_one_written_down(model):
 
 
 def test_another_prompt_draws_another_picture_from_the_same_noise(model):
-    first, second = (model.sample(p, steps=4, seed=1, progress=False) for p in ("an emoji of a panda", "an emoji of a heart"))
+    prompts = ("an emoji of a panda", "an emoji of a heart")
+    first, second = (model.sample(p, steps=4, seed=1, progress=False) for p in prompts)
     assert float((first - second).abs().mean()) > 0.05
 
 

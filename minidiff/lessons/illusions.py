@@ -281,15 +281,9 @@ def _default_best_of(model: Model, digits: int) -> int:
 
 
 def _best_of(
-    model: Model,
-    terms: list[list[str]],
-    n: int,
-    walk: Walk,
-    combine: Combine,
-    best_of: int,
-    seen_of: Callable[[Tensor], Tensor],
-    lifelike: int,
-) -> tuple[Tensor, str]:
+    model: Model, terms: list[list[str]], n: int, walk: Walk, combine: Combine, best_of: int,
+    seen_of: Callable[[Tensor], Tensor], lifelike: int,
+) -> tuple[Tensor, str]:  # fmt: skip
     """n images (n, C, H, W), the best of best_of times as many, best first; and a word about it."""
     if not 1 <= best_of <= 1000:
         raise ValueError(f"best_of must be between 1 and 1000, got {best_of}")
