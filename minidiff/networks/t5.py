@@ -159,7 +159,7 @@ class Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """The encoder as `text_encoder/config.json` says (XXL: 4,762,310,656 weights). Raises ValueError for other configs."""
+    """The encoder as `text_encoder/config.json` says (XXL: 4,762,310,656 weights). ValueError for other configs."""
 
     def __init__(self, config: dict):
         super().__init__()
