@@ -93,8 +93,8 @@ def by_hand(stage, denoise, levels, noise, count, step=None):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpm"])
 def test_text_is_the_guided_walk_by_hand(run, one, sampler):
-    """Respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it is safe
-    to begin."""
+    """Respacings for DDPM with the learned variance of the prompt's branch; DPM-Solver++ from the level where it is
+    safe to begin."""
     fox, empty = states_of(one, "a fox", "")
     denoise = cfg(text(one.unet, fox), text(one.unet, empty), 7.0)
     levels, step, steps = deepfloyd.respaced("3,2,1"), None, "3,2,1"
@@ -539,8 +539,8 @@ def test_a_prompt_that_comes_later_is_encoded_then_and_the_first_stays_as_it_was
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(images in the call, dtype, noise level of the low resolution) of every call of a network, which predicts no noise;
-    the text weights must be gone by then."""
+    """(images in the call, dtype, noise level of the low resolution) of every call of a network, which predicts no
+    noise; the text weights must be gone by then."""
     seen = []
 
     def forward(self, x, t, state, class_labels=None):
