@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "networks.gelu": set(),
     "networks.mnist_unet": {"networks.gelu"},
     "networks.mnist_classifier": {"networks.mnist_unet"},
+    "networks.matcher": set(),
     "networks.if_unet": {"networks.gelu", "networks.plain"},
     "networks.plain": set(),
     "networks.t5": set(),
@@ -63,6 +64,9 @@ MAY_IMPORT = {
     },
     "pretrained": {"digits", "model", "prompted", "shipped"},
     "judge": {"digits", "files", "mnist", "networks.mnist_classifier"},
+    "matching": {"files", "judge", "networks.matcher", "shipped"},
+    "marks": {"matching", "networks.matcher", "picturebook"},
+    "exam": {"judge", "marks", "matching", "networks.matcher", "picturebook"},
     "results": {"images", "walk"},
     # 7. experiments and training
     "lessons.common": {"mnist", "model", "pretrained", "shipped", "words"},
@@ -72,15 +76,16 @@ MAY_IMPORT = {
         "words",
     },
     "lessons.illusions": {
-        "formula", "illusions", "judge", "lessons.common", "model", "results", "views", "walk", "words",
+        "formula", "illusions", "judge", "lessons.common", "matching", "model", "results", "views", "walk", "words",
     },
-    "lessons.measuring": {"files", "hub", "judge", "prompted", "prompts", "results"},
+    "lessons.measuring": {"exam", "files", "hub", "judge", "prompted", "prompts", "results"},
     "lessons.noising": {"diffusion", "judge", "lessons.common", "model", "results", "sampling", "walk", "words"},
     "lessons.__init__": {
         "lessons.drawing", "lessons.editing", "lessons.illusions", "lessons.measuring", "lessons.noising",
     },
     "run": {"files", "images", "muon", "training"},
     "digit_tasks": {"digits", "files", "images", "judge", "mnist", "run", "sampling", "training", "walk"},
+    "matcher_task": {"files", "networks.matcher", "picturebook", "run", "training"},
     "text_model": {"files", "hub", "networks.if_unet", "networks.t5", "networks.tokenizer"},
     "text_tasks": {
         "adapters", "deepfloyd", "denoiser", "diffusion", "guidance", "hub", "images", "networks.if_unet",

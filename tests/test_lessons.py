@@ -10,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import sample
-from minidiff import digits, files, judge, mnist, results
+from minidiff import Walk, digits, files, judge, lessons, load, mnist, results
 from minidiff.diffusion import predict_eps
 from minidiff.files import load_tensors, save_arrays, save_tensors
 from minidiff.illusions import gaussian
@@ -324,9 +324,15 @@ def test_best_of_draws_many_and_keeps_the_best_first(run, monkeypatch, lesson):
     assert_close(made["views"][:, 0], made["images"])
 
 
-def test_best_of_is_for_digits(refused):
-    command = ["anagram", "a", "b", "--model", str(GOLDEN / "tiny-if-I"), "--best-of", "2"]
-    refused(sample, command, "best_of needs pictures that our classifier can read, digits with labels, got")
+def test_the_best_of_prompts_are_those_that_the_matcher_ranks_first(monkeypatch):
+    """The matcher replaced by one that likes the dark; hybrids and anagrams of prompts alike."""
+    dark = lambda seen, words: -seen[:, 0].mean((1, 2, 3)) * (words == ["a", "b"])
+    monkeypatch.setattr("minidiff.lessons.illusions.rank_prompts", dark)
+    model, walk = load(GOLDEN / "tiny-if-I"), Walk(steps=2)
+    for lesson, words in ((lessons.anagram, [["a", "b"]]), (lessons.hybrid, ["a", "b"])):
+        many = lesson(*words, n=4, model=model, walk=walk).images
+        best = lesson(*words, n=2, best_of=2, model=model, walk=walk).images
+        assert_close(best, many[many.mean((1, 2, 3)).argsort()[:2]], rtol=0, atol=1e-4)
 
 
 def scored(arrays, capsys, path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidiff import files, hub, judge, prompts
+from minidiff import exam, files, hub, judge, prompts
 from minidiff.prompted import BANK, block_by_block
 from minidiff.results import Result, counted
 
@@ -41,12 +41,17 @@ def embed(
 
 
 def score(arrays: str | Path) -> Result:
-    """What our classifier says of the arrays of digits, anagrams or hybrids, beside real digits.
+    """What our judges say of the arrays of a lesson: of digits beside real digits; of prompts, is what they name there?
 
-    arrays: a .safetensors or .npz of another lesson, or a .npz of yours: images (N, 1, 28, 28) in [0, 1] and labels
+    arrays: a .safetensors or .npz of another lesson, or a .npz of yours: images (N, 1, 28, 28) in [0, 1] and labels; of
+            prompts, which are in its settings, a .safetensors
     Example: score out/digits.safetensors
     """
-    seen, labels = _digits(files.load_arrays(arrays), arrays)
+    found = files.load_arrays(arrays)
+    if "labels" not in found and found.get("images", torch.empty(0)).shape[1:2] == (3,):
+        settings = files.load_tensors(arrays)[1] if Path(arrays).suffix == ".safetensors" else {}
+        return Result(exam.score_arrays(found, settings.get("prompts", [])))
+    seen, labels = _digits(found, arrays)
     N, V = seen.shape[:2]
     reader = judge.load_reader()
     features = reader.features(seen.flatten(0, 1)).unflatten(0, (N, V))

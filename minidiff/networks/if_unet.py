@@ -3,22 +3,24 @@
     stage I    x (B, 3, H, W)                                   -> ε, v        64 x 64 from noise
     stage II   x (B, 6, H, W), low-resolution image behind      -> ε, v        64 -> 256, told how noisy the low resolution is
 
-Everything is in the folder's `config.json`, and every module is called as in the checkpoint: no key map. What depends on the
-prompt alone is computed once a walk, by `encode`: the pooled text vector, and the text's keys and values of every attention.
+Everything is in the folder's `config.json`, and every module is called as in the checkpoint: no key map. What depends
+on the prompt alone is computed once a walk, by `encode`: the pooled text vector, and the text's keys and values of
+every attention.
 
     sinusoid(t) -> time_embedding ─┐
     sinusoid(level of low res) ────┼─ emb ──> scale and shift of every residual block
     prompt -> add_embedding ───────┘
     prompt -> encoder_hid_proj ──────────────> keys and values beside the picture's own, in every attention
 
-Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of the
-small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In bfloat16, where products are
-cheap and moving numbers is not, attention goes head by head, and a convolution of few pixels is one product of matrices.
-To train, wrap it in `torch.compile`: a compiler is given the formulas of plain.py instead, which it fuses.
+Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed
+one of the small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In
+bfloat16, where products are cheap and moving numbers is not, attention goes head by head, and a convolution of few
+pixels is one product of matrices. To train, wrap it in `torch.compile`: a compiler is given the formulas of plain.py
+instead, which it fuses.
 
-IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv 2105.05233.
-The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks (IF attends to all 77
-positions, padding too), dropout. Next: t5.py, where the prompt's vectors come from.
+IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv
+2105.05233. The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks
+(IF attends to all 77 positions, padding too), dropout. Next: t5.py, where the prompt's vectors come from.
 """
 
 import math
@@ -145,8 +147,9 @@ def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None,
 def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """conv(nearest2x(x)) for a 3 x 3 convolution: (B, C, H, W) -> (B, O, 2H, 2W).
 
-    To repeat pixels is to convolve a picture with zeros in between by a 2 x 2 kernel of ones. Two kernels in a row are one:
-    3 x 3 with 2 x 2 gives 4 x 4, and a transposed convolution of stride 2 never touches the zeros: 16 products a small pixel for 36.
+    To repeat pixels is to convolve a picture with zeros in between by a 2 x 2 kernel of ones. Two kernels in a row are
+    one: 3 x 3 with 2 x 2 gives 4 x 4, and a transposed convolution of stride 2 never touches the zeros: 16 products a
+    small pixel for 36.
     """
     if torch.compiler.is_compiling():
         return conv(plain.enlarged(x))
@@ -317,7 +320,8 @@ class IFUNet(nn.Module):
         eps, v = unet(x, t, state)                      at each step
 
     Parameters: IF-I-M 371,605,830, IF-I-L 935,365,830, IF-I-XL 4,304,695,110, IF-II-M 461,064,198.
-    Build it under `torch.device("meta")` to load weights without making any first. Raises ValueError for configs that are not built.
+    Build it under `torch.device("meta")` to load weights without making any first. Raises ValueError for configs that
+    are not built.
     """
 
     def __init__(self, config: dict):

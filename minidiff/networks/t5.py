@@ -7,10 +7,11 @@ The encoder of T5 v1.1: every token asks all others, with a bias that knows thei
                   x += wo(GELU_tanh(wi_0 y) · wi_1 y)                     y = rms(x)
     states = rms(x)                                                       (B, L, D); rms(x) = w x / √(mean x² + ε)
 
-T5-XXL (4.76 billion weights) need never fit: `stream` keeps one of its 24 blocks in memory, which is enough to encode a prompt.
-In half precision x stays float32, and so does `wo`: its output overflows float16 in the real model.
+T5-XXL (4.76 billion weights) need never fit: `stream` keeps one of its 24 blocks in memory, which is enough to encode a
+prompt. In half precision x stays float32, and so does `wo`: its output overflows float16 in the real model.
 
-T5 = Raffel et al. 2020, arXiv 1910.10683; v1.1's gated GELU: Shazeer 2020, arXiv 2002.05202. Left out: the decoder, dropout.
+T5 = Raffel et al. 2020, arXiv 1910.10683; v1.1's gated GELU: Shazeer 2020, arXiv 2002.05202. Left out: the decoder,
+dropout.
 Next: tokenizer.py, the ids.
 """
 
@@ -49,7 +50,8 @@ def checked(config: dict) -> dict:
 def bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
     """Key position − query position -> row of the bias table. Near distances have a row each, far ones share rows logarithmically.
 
-    Half of the rows are for keys to the right: of 16, the first 8 are distances 0 … 7, the last is max_distance and beyond.
+    Half of the rows are for keys to the right: of 16, the first 8 are distances 0 … 7, the last is max_distance and
+    beyond.
     """
     half = buckets // 2
     near = half // 2
