@@ -28,10 +28,8 @@ LOST = (
     "another process ended without a word, or cannot be reached: see what its machine says of it, then start all again"
 )
 POLL = 0.3  # seconds after which a process looks after the others again
-GRACE, LINGER = (
-    3.0,
-    10.0,
-)  # that a process has to end when another failed, and that the first waits for all to have ended
+GRACE = 3.0  # that a process has to end by itself when another failed
+LINGER = 10.0  # that the first waits for all to have ended
 SILENCE = 30.0  # after which one that gives no sign of life must have been killed
 
 
@@ -48,11 +46,9 @@ class Parser(argparse.ArgumentParser):
 
 def run(script: str, main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     """main(argv), and the exit code. Under torchrun a process that fails ends here."""
-    others = None
+    others, first = None, os.environ.get("RANK", "0") == "0"
     with _safe_streams(), warnings.catch_warnings(), _terminated():
-        warnings.showwarning = lambda message, *where: (
-            others and others.rank or print(f"{script}: {message}", file=sys.stderr)
-        )
+        warnings.showwarning = lambda message, *_: first and print(f"{script}: {message}", file=sys.stderr)
         try:
             others = Others(script) if "RANK" in os.environ else None
             code = main(argv) or 0
@@ -83,10 +79,8 @@ def sentence(error: BaseException) -> tuple[str | None, int]:
         how, code = ("stopped by the system (SIGTERM)", 143) if isinstance(error, Terminated) else ("stopped", 130)
         return how + (f"; {text}" if text else ""), code
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)):
-        return (
-            f"the memory is used up ({text[:160] or 'of this process'}): ask for less at a time, or end other programs",
-            2,
-        )
+        why = text[:160] or "of this process"
+        return f"the memory is used up ({why}): ask for less at a time, or end other programs", 2
     if isinstance(error, BrokenPipeError):
         return "nobody reads what it prints any more: leave the pipe open, or write into a file", 2
     if isinstance(error, OSError) and error.strerror and error.filename:
@@ -232,9 +226,7 @@ class Others:
                 os._exit(2)
 
     def _silent(self, store: dist.Store, heard: dict[int, tuple[int, float]]) -> bool:
-        """Whether a process that began has neither ended nor given a sign of life for so long that it must have been
-        killed.
-        """
+        """Whether a process that began has neither ended nor given a sign of life for so long: it was killed."""
         for rank in range(1, self.world):
             beat, now = store.add(f"beat/{rank}", 0), time.monotonic()
             if heard.get(rank, (0, 0))[0] != beat:
@@ -276,10 +268,8 @@ def start_processes(device: torch.device) -> tuple[int, int]:
         return 0, 1
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
-    how = (
-        {}
-        if _here is None
-        else {"store": dist.PrefixStore("group", _here.store), "rank": _here.rank, "world_size": _here.world}
-    )
-    dist.init_process_group(dist.get_default_backend_for_device(device), **how)
+    backend, how = dist.get_default_backend_for_device(device), {}
+    if _here is not None:
+        how = {"store": dist.PrefixStore("group", _here.store), "rank": _here.rank, "world_size": _here.world}
+    dist.init_process_group(backend, **how)
     return dist.get_rank(), dist.get_world_size()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minidiff import hub
-from minidiff.files import load_tensors, save_tensors
+from minidiff.files import load_tensors, rescued, save_tensors
 from minidiff.networks import t5
 from minidiff.networks.tokenizer import LENGTH, Tokenizer, plain
 
@@ -171,9 +171,11 @@ def encode(
 
 
 def save_bank(bank: Bank, path: str | Path) -> None:
-    """Write the bank, a safetensors file of 1.2 MB a prompt for T5-XXL."""
+    """Write the bank, a safetensors file of 1.2 MB a prompt for T5-XXL; if it cannot be, it is kept elsewhere."""
     keys = [{"text": text, "encoder": encoder.name, "digest": encoder.digest} for text, encoder in bank]
-    save_tensors({str(i): state for i, state in enumerate(bank.values())}, path, {"prompts": keys})
+    tensors = {str(i): state for i, state in enumerate(bank.values())}
+    with rescued(tensors, path, {"prompts": keys}):
+        save_tensors(tensors, path, {"prompts": keys})
 
 
 def load_bank(path: str | Path) -> Bank:

@@ -55,6 +55,12 @@ def test_an_animation_goes_on_for_ever_and_rests_on_its_last_frame(tmp_path):
     assert durations == [100, 100, 1500]
 
 
+@pytest.mark.parametrize(("frames", "says"), [([], "no frames"), ([Image.new("L", (1, 65536))], "frames of 1 x 65536")])
+def test_what_no_gif_can_hold_is_refused_in_one_sentence(tmp_path, frames, says):
+    with pytest.raises(ValueError, match=f"at most 65535 x 65535 pixels, got {says}: draw fewer images"):
+        save_gif(frames, tmp_path / "x.gif")
+
+
 def test_a_pixel_of_a_grid_is_a_square_of_one_colour():
     x = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     once, thrice = (np.asarray(grid(x, 2, zoom)) for zoom in (1, 3))

@@ -216,6 +216,15 @@ def test_a_bank_comes_back_and_an_older_one_is_read(tmp_path, model):
     assert prompts.missing(["a fox"], model, 32, old) == []
 
 
+def test_a_bank_that_cannot_be_written_is_kept_elsewhere_and_is_a_bank(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    bank = {("a", Encoder("a", "12")): torch.ones(77, 32)}
+    with pytest.raises(OSError, match="cannot write .*; the arrays are kept in ") as raised:
+        prompts.save_bank(bank, tmp_path / "file" / "bank.safetensors")
+    assert list(prompts.load_bank(str(raised.value).split(" are kept in ")[1])) == list(bank)
+
+
 def test_a_link_to_a_bank_that_is_not_there_is_no_empty_bank(tmp_path):
     (tmp_path / "bank.safetensors").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match="there is no file"):
