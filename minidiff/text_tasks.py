@@ -112,6 +112,7 @@ def text_loss(
     x_t = x_t if low is None else torch.cat([x_t, low], dim=1)
     weight, device = training.min_snr(ALPHA_BAR[t]).float(), next(net.parameters()).device
     x_t, t, eps, weight = (a[mine].to(device) for a in (x_t, t, eps, weight))
+    x_t = x_t.contiguous(memory_format=torch.channels_last)  # as the weights lie
     eps_hat = net(x_t, t, ids.to(device), mask.to(device), None if level is None else level[mine].to(device))
     return training.noise_loss(eps_hat, eps, weight)
 
