@@ -21,7 +21,7 @@ from minidiff.results import Result, counted, labels_of
 from minidiff.walk import Walk
 from minidiff.words import Words, texts
 
-SHEET = ("apple", "cat", "rocket", "mushroom", "guitar", "sailboat")  # the columns of the sheet of `text`
+SHEET = ("apple", "cat", "rocket", "mushroom", "panda", "sailboat")  # the columns of the sheet of `text`
 
 
 def digits(
