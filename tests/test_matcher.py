@@ -227,8 +227,8 @@ def test_the_shipped_matcher_finds_its_own_pictures_among_a_hundred_and_their_st
     rows = (book.thing < 100).nonzero()[::12, 0]
     asks = [Asked(int(book.thing[i]), book.styles[book.style[i]], None) for i in rows]
     found = marks.evaluate(pictures_of(book, rows), asks, book)
-    assert float(found["thing"].mean()) > 0.9
-    assert float(found["style"].mean()) > 0.9
+    assert float(found["thing"].mean()) > 0.95
+    assert float(found["style"].mean()) > 0.75  # a third of the emoji are flat in all but name
     assert bool(found["colour"].isnan().all())
     assert float((found["distance"][~book.held_out[rows]] < 1e-3).float().mean()) == 1
 
@@ -249,7 +249,8 @@ def test_a_model_that_shows_the_pictures_themselves_passes_the_exam(book, monkey
 
     monkeypatch.setattr(picturebook, "load", lambda: book)
     lines = exam.score_prompts(SimpleNamespace(sample=sample), count=16).splitlines()
-    assert [line[5:].split(":")[0] for line in lines] == ["seen pairs", "held-out pairs", "held-out colours"]
+    assert [line[5:].split(":")[0] for line in lines[:-1]] == ["seen pairs", "held-out pairs", "held-out colours"]
+    assert lines[-1] == exam.CEILING
     assert "100% nearer than" in lines[0]
 
 
