@@ -54,7 +54,7 @@ def load(folder: str | Path = FOLDER) -> Book:
     """Read captions.json and the sheets. Raises ValueError when one of them is missing or damaged."""
     folder = Path(folder)
     try:
-        told = json.loads((folder / "captions.json").read_text())
+        told = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
         sheets = told["sheets"]
         pictures = [_cut(folder / s["file"], len(s["things"]), told["size"], told["columns"]) for s in sheets]
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -194,6 +194,6 @@ def git_commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         here = Path(__file__).parent
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=here).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=here).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
