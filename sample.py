@@ -124,8 +124,25 @@ def _types(annotation) -> set:
     return {annotation} if origin is None else {list}.union(*map(_types, parts))
 
 
+def add_lesson(commands, name: str, lesson: Callable) -> None:
+    """The command line of a lesson, with its example."""
+    example = re.search(r"Example: (.+)", lesson.__doc__ or "")
+    epilog = f"Example: python sample.py {example.group(1)}" if example else None
+    sub, own = commands.add_parser(name, description=summary(lesson), epilog=epilog), takes_of(lesson)
+    for parameter, text in parameters(lesson):
+        add(sub, parameter, text, parameter.name in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+    if name not in ("score", "embed"):
+        out = Path("out", f"{name}.png")
+        sub.add_argument("--out", type=Path, default=out, help=f"a .png, .safetensors or .npz (default {out})")
+        sub.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
+
+
 def arguments(argv: list[str]) -> dict:
     """The command line as a dict of what was asked for. Raises ValueError."""
+    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        argv = ["digits", *argv]
+    if argv[0] not in NAMED and not argv[0].startswith("-"):
+        raise ValueError(f"a lesson is one of {', '.join(NAMED)}, got {argv[0]!r}")
     summaries = [f"{name:<10} {summary(lesson).splitlines()[0]}" for name, lesson in NAMED.items()]
     parser = Parser(
         prog="sample.py",
@@ -133,21 +150,8 @@ def arguments(argv: list[str]) -> dict:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="lesson", metavar="LESSON")
-    for name, lesson in NAMED.items():
-        example = re.search(r"Example: (.+)", lesson.__doc__ or "")
-        epilog = f"Example: python sample.py {example.group(1)}" if example else None
-        sub, own = commands.add_parser(name, description=summary(lesson), epilog=epilog), takes_of(lesson)
-        for parameter, text in parameters(lesson):
-            positional = parameter.name in own and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            add(sub, parameter, text, positional)
-        if name not in ("score", "embed"):
-            out = Path("out", f"{name}.png")
-            sub.add_argument("--out", type=Path, default=out, help=f"a .png, .safetensors or .npz (default {out})")
-            sub.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    if not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        argv = ["digits", *argv]
-    if argv[0] not in NAMED and not argv[0].startswith("-"):
-        raise ValueError(f"a lesson is one of {', '.join(NAMED)}, got {argv[0]!r}")
+    if argv[0] in NAMED:
+        add_lesson(commands, argv[0], NAMED[argv[0]])
     asked = vars(parser.parse_args(argv))
     check_out(asked)
     return asked

@@ -79,17 +79,31 @@ def number(config: dict, name: str, default: float, low: float, high: float) -> 
     return value
 
 
+SUPPORTED = {  # settings that would change the walk -> what they may be; the first where they are absent
+    "prediction_type": ("epsilon",),
+    "variance_type": ("learned_range", "fixed_small"),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),
+    "timestep_spacing": ("leading", "linspace", None),  # ours are `respaced` and `solver_levels`
+    "steps_offset": (0, None),
+    "set_alpha_to_one": (True, None),
+    "final_sigmas_type": ("zero", None),
+    "algorithm_type": ("dpmsolver++", None),
+    "solver_order": (2, None),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+}
+
+
 def schedule_of(config: dict) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """scheduler_config.json -> ᾱ (T + 1,) float64, and the clip of x_0. Raises ValueError for any other schedule."""
-    supported = {
-        "prediction_type": ("epsilon",),
-        "variance_type": ("learned_range", "fixed_small"),
-        "trained_betas": (None,),
-        "rescale_betas_zero_snr": (False,),
-    }
-    for name, values in supported.items():
+    for name, values in SUPPORTED.items():
         if config.get(name, values[0]) not in values:
-            raise _unknown(name, config[name], " or ".join(map(repr, values)))
+            wanted = " or ".join(repr(value) for value in values if value is not None or len(values) == 1)
+            raise _unknown(name, config[name], wanted)
     T, kind = number(config, "num_train_timesteps", 1000, 1, 100_000), config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         alpha_bar = schedule.cosine(T)

@@ -104,9 +104,7 @@ def preview(net: nn.Module, settings: dict) -> Image.Image:
     steps = model.walk((words * 40)[:40], 40, Walk(steps=25, seed=settings["seed"]))  # by this process alone
     x = model.to_unit(sampling.last(steps))
     names = [f"label {word}" for word in words] if model.words else [""] * 10
-    guided = (
-        f"scale {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guide or model.words else "not guided"
-    )
+    guided = f"scale {model.scale:g}, from {settings.get('guide', 'no label')}" if model.guided else "not guided"
     return images.beside(images.captioned(images.grid(x, 10, 3), names), [guided, "", "", ""], 150)
 
 

@@ -1,8 +1,8 @@
 """Files that are whole or not there: atomic writing, and safetensors that are checked before they are believed.
 
-A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256", the digest
-of that record and of all tensors: a file that was changed is not believed. What is being written lies in a hidden folder whose name
-has the host and the process in it, so that the next run can remove what a killed one left.
+A tensor file of ours keeps one JSON record in its metadata, under the key "minidiff", and beside it, under "sha256",
+the digest of that record and of all tensors: a file that was changed is not believed. What is being written lies in a
+hidden folder whose name has the host and the process in it, so that the next run can remove what a killed one left.
 """
 
 import errno
@@ -33,7 +33,7 @@ WITH_A_LOST_WRITE = (errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENO
 
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """A temporary file, in a hidden folder beside `path`, that takes its place when the block ends well, and is gone when it does not. Makes the folder."""
+    """A temporary file that takes the place of `path` when the block ends well, else is gone. Makes the folder."""
     new, ended_well = [], False
     try:
         place = _place(path)
@@ -52,7 +52,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, place)
             ended_well = True
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}): make room, or give --out another place") from None
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path} ({why}): make room, or name another place") from None
     finally:
         for folder in [] if ended_well else new:  # innermost first; what is not empty stays
             with suppress(OSError):
@@ -62,14 +63,15 @@ def replaced(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path, size: int = 2**16) -> None:
     """Raises ValueError when `path`, a file of `size` bytes, could not be written: asked before the work, not after it.
 
-    It is tried: a file of that name and size is made in a hidden folder, as near to `path` as there are folders, and removed. So are
-    the temporary files there of runs that were killed.
+    It is tried: a file of that name and size is made in a hidden folder, as near to `path` as there are folders, and
+    removed. So are the temporary files there of runs that were killed.
     """
     try:
         place = _place(path)
         nearest = next(folder for folder in place.parents if os.path.lexists(folder))
         if not os.path.isdir(nearest):
-            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} {'is a link to nothing' if os.path.islink(nearest) else 'is no folder'}")
+            why = "is a link to nothing" if os.path.islink(nearest) else "is no folder"
+            raise NotADirectoryError(errno.ENOTDIR, f"{nearest} {why}")
         _remove_leftovers(nearest)
         with _hidden(nearest / place.name) as hidden:
             there = hidden / place.relative_to(nearest)
@@ -78,7 +80,8 @@ def check_writable(path: str | Path, size: int = 2**16) -> None:
                 _fill(file.fileno(), size)
                 _to_disk(file.fileno())
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror or error}): name a place that can be written, with {size:,} bytes of room") from None
+        wanted = f"name a place that can be written, with {size:,} bytes of room"
+        raise ValueError(f"cannot write {path} ({error.strerror or error}): {wanted}") from None
 
 
 @contextmanager
@@ -107,22 +110,23 @@ def _place(path: str | Path) -> Path:
         folder, file = os.stat(place.parent), os.stat(place)
         if not stat.S_ISREG(file.st_mode):
             raise OSError(errno.EINVAL, "it is no ordinary file")
-        if folder.st_mode & stat.S_ISVTX and hasattr(os, "geteuid") and os.geteuid() not in (0, folder.st_uid, file.st_uid):
+        for_all = folder.st_mode & stat.S_ISVTX and hasattr(os, "geteuid")  # and none removes another's, as in /tmp
+        if for_all and os.geteuid() not in (0, folder.st_uid, file.st_uid):
             raise PermissionError(errno.EPERM, "it belongs to another user")
         try:
             os.close(os.open(place, os.O_WRONLY))
         except PermissionError as error:
-            if error.errno == errno.EPERM:  # it is never to change; a file that may only be read (EACCES) can be replaced
+            if error.errno == errno.EPERM:  # never to change; one that may only be read (EACCES) can be replaced
                 raise
     return place
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """The hidden folders whose process, on this host, is no more. One of our number that is not our run was before us."""
+    """The hidden folders whose process, on this host, is no more. One of our number and another run was before us."""
     with suppress(OSError):
         for path in folder.iterdir():
-            made = HIDDEN.fullmatch(path.name)
-            if made and made[1] == HOST and made[3] != RUN and (int(made[2]) == os.getpid() or not _lives(int(made[2]))):
+            host, process, run = found.groups() if (found := HIDDEN.fullmatch(path.name)) else ("", 0, "")
+            if host == HOST and run != RUN and (int(process) == os.getpid() or not _lives(int(process))):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -159,7 +163,7 @@ def _to_disk(handle: int) -> None:
 
 @contextmanager
 def rescued(tensors: dict[str, Tensor], path: str | Path, record: dict) -> Iterator[None]:
-    """When the block fails, which was to write the tensors to `path`, they are kept elsewhere, and the error says where.
+    """When the block, which is to write the tensors to `path`, fails, they are kept elsewhere: the error says where.
 
     tensors: may be filled within the block: what is there when it fails is kept
     """
@@ -178,7 +182,8 @@ def rescued(tensors: dict[str, Tensor], path: str | Path, record: dict) -> Itera
 def _kept(tensors: dict[str, Tensor], path: Path, record: dict) -> Path | None:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     name = f"{path.stem[:50]}-rescued-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.safetensors"
-    for folder in [Path(path).parent, Path(), Path(os.path.expanduser("~")), Path(tempfile.gettempdir())] if tensors else []:
+    places = [path.parent, Path(), Path(os.path.expanduser("~")), Path(tempfile.gettempdir())]
+    for folder in places if tensors else []:
         with suppress(OSError, ValueError, TypeError, MemoryError):
             if os.path.isdir(folder):
                 save_tensors(tensors, folder.absolute() / name, json.loads(json.dumps(record, default=str)))
@@ -187,7 +192,7 @@ def _kept(tensors: dict[str, Tensor], path: Path, record: dict) -> Path | None:
 
 
 def damaged(path: str | Path, kind: str, error: object) -> ValueError:
-    """The error for a file that is no such kind of file: what it is, and what helps. Where a link leads to it, the file itself is named."""
+    """The error for a file that is not of its kind: what it is, and what helps. It names the file behind a link."""
     real, advice = os.path.realpath(path), "delete it and get it again"
     try:
         with open(real, "rb") as file:
@@ -196,7 +201,8 @@ def damaged(path: str | Path, kind: str, error: object) -> ValueError:
         return ValueError(f"{real} cannot be read ({unread.strerror}): check its rights and its disk")
     why = f"{' '.join(str(error).split())[:120]}; it has {size:,} bytes"
     if start.startswith(b"version https://git-lfs"):
-        why, advice = "it is a Git LFS pointer, a note where the file is", advice if "blobs" in Path(real).parts else "run `git lfs pull` in its folder"
+        why = "it is a Git LFS pointer, a note where the file is"
+        advice = advice if "blobs" in Path(real).parts else "run `git lfs pull` in its folder"
     elif start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         why = "it is a web page, perhaps of a login"
     return ValueError(f"{real} is no {kind} ({why}): {advice}")
@@ -204,7 +210,9 @@ def damaged(path: str | Path, kind: str, error: object) -> ValueError:
 
 def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
     """Write a safetensors file with a JSON record in its metadata."""
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}  # two may share memory
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }  # two may share memory
     text = json.dumps(record)
     metadata = {"minidiff": text, "sha256": _digest(tensors, text)}
     with replaced(path) as temporary:
@@ -212,7 +220,9 @@ def save_tensors(tensors: dict[str, Tensor], path: str | Path, record: dict) -> 
 
 
 def save_arrays(tensors: dict[str, Tensor], path: str | Path, record: dict) -> None:
-    """Write numpy's .npz, with the record as the JSON string `settings`; or safetensors, when the path does not end in .npz."""
+    """Write numpy's .npz, with the record as the JSON string `settings`; or safetensors, when the path does not end in
+    .npz.
+    """
     if Path(path).suffix != ".npz":
         return save_tensors(tensors, path, record)
     with replaced(path) as temporary, open(temporary, "wb") as file:
@@ -220,7 +230,9 @@ def save_arrays(tensors: dict[str, Tensor], path: str | Path, record: dict) -> N
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Read what `save_tensors` wrote. Raises ValueError when the file is missing, no safetensors, or not as it was written."""
+    """Read what `save_tensors` wrote. Raises ValueError when the file is missing, no safetensors, or not as it was
+    written.
+    """
     path = Path(path)
     if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}: check the path")
@@ -236,25 +248,33 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} was changed after it was written (its sha256 is wrong): get it again")
     record = json.loads(metadata["minidiff"])
     if not isinstance(record, dict):
-        raise ValueError(f"{path} holds {record!r} in place of its settings: get it again")  # noqa: TRY004, a wrong file like the others
+        raise damaged(path, "file of tensors", f"its settings are {record!r}")
     return tensors, record
 
 
 def load_arrays(path: str | Path) -> dict[str, Tensor]:
-    """Read what `save_arrays` wrote, or another .npz of numbers. Raises ValueError when the file is missing, damaged, or of another kind."""
+    """Read what `save_arrays` wrote, or another .npz of numbers. Raises ValueError when the file is missing, damaged,
+    or of another kind.
+    """
     path = Path(path)
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
     if path.suffix != ".npz":
-        raise ValueError(f"arrays are in a .safetensors or .npz file, got {path}: write them with --out NAME.safetensors")
+        raise ValueError(f"arrays are in a .safetensors or .npz file, got {path}: let a lesson write NAME.safetensors")
     if not os.path.isfile(path):
         raise ValueError(f"there is no file {path}: check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return {name: torch.from_numpy(array) for name, array in arrays.items() if isinstance(array, np.ndarray) and array.dtype.kind in "iufb"}
+        return {
+            name: torch.from_numpy(array)
+            for name, array in arrays.items()
+            if isinstance(array, np.ndarray) and array.dtype.kind in "iufb"
+        }
     except Exception as error:  # noqa: BLE001, damaged archives raise a dozen kinds
-        raise ValueError(f"{path} is no whole .npz file of numbers ({' '.join(str(error).split())[:120]}): get it again") from None
+        raise ValueError(
+            f"{path} is no whole .npz file of numbers ({' '.join(str(error).split())[:120]}): get it again"
+        ) from None
 
 
 def _digest(tensors: dict[str, Tensor], record: str) -> str:

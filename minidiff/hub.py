@@ -1,9 +1,10 @@
 """Chapter 15. The hub: where do the weights of a published model come from, and may they be believed?
 
-A model is a folder, or a name like DeepFloyd/IF-I-M-v1.0 that the hub knows; a folder never touches the network, and of the hub only
-the files asked for are fetched, once. Weights are safetensors, never pickles (which run code when they are opened). Their names and
-shapes are read first and must be exactly the network's; then tensor by tensor goes into a network that was built on "meta", so that
-at no time much more lies in memory than the weights that are kept. Next: prompts.py, the text.
+A model is a folder, or a name like DeepFloyd/IF-I-M-v1.0 that the hub knows; a folder never touches the network, and
+of the hub only the files asked for are fetched, once. Weights are safetensors, never pickles (which run code when they
+are opened). Their names and shapes are read first and must be exactly the network's; then tensor by tensor goes into a
+network that was built on "meta", so that at no time much more lies in memory than the weights that are kept. Next:
+prompts.py, the text.
 """
 
 import json
@@ -26,19 +27,24 @@ AT_ONCE = 16 * 2**20  # bytes of a file that are mapped at a time
 
 
 def fetch(model: str | Path, *names: str) -> Path:
-    """The first of the files that the model has: "unet/config.json" in a folder, or of a hub name, downloaded if it is not in the cache.
+    """The first of the files ("unet/config.json") that the model has, in a folder, or on the hub: fetched if need be.
 
-    Raises ValueError with the next step: no such folder or name, not allowed, not reachable, disk full, none of the files.
+    Raises ValueError with the next step: no such folder or name, not allowed, not reachable, disk full, no such file.
     """
     if os.path.isdir(model):
         found = cached(model, *names)
         if found is None:
             pickles = sorted(p.name for p in Path(model, names[0]).parent.glob("*.bin"))
             why = f" ({pickles[0]} is a pickle, which can run code: it is never opened)" if pickles else ""
-            raise ValueError(f"{model} has no {' or '.join(names)}{why}: give a folder in the layout of the hub, with safetensors")
+            raise ValueError(
+                f"{model} has no {' or '.join(names)}{why}: give a folder in the layout of the hub, with safetensors"
+            )
         return found
     if not re.fullmatch(NAME, str(model), re.ASCII) or len(str(model)) > 96:
-        raise ValueError(f"there is no folder {' '.join(str(model).split())[:99]}, and a name on the hub has the form owner/name: check --model")
+        raise ValueError(
+            f"there is no folder {' '.join(str(model).split())[:99]}, and a name on the hub has the form owner/name: "
+            f"check the name of the model"
+        )
     return download.download(str(model), names)
 
 
@@ -60,7 +66,9 @@ def read_json(model: str | Path, name: str) -> dict:
 
 def _parsed(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_once)  # of bytes it knows the encoding, and a mark of it (BOM)
+        return json.loads(
+            path.read_bytes(), object_pairs_hook=_once
+        )  # of bytes it knows the encoding, and a mark of it (BOM)
     except NamedTwice as error:
         raise ValueError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -68,13 +76,15 @@ def _parsed(path: Path) -> object:
 
 
 class NamedTwice(ValueError):
-    pass
+    """A name stands twice in a JSON object."""
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
-        raise NamedTwice(f"{next(n for n in names if names.count(n) > 1)} stands twice: delete the file and get it again")
+        raise NamedTwice(
+            f"{next(n for n in names if names.count(n) > 1)} stands twice: delete the file and get it again"
+        )
     return dict(pairs)
 
 
@@ -93,8 +103,12 @@ Weights = dict[str, Stored]  # name of the tensor -> where it lies
 Find = Callable[..., Path]  # fetch, or another that takes (model, *names)
 
 
-def find_files(model: str | Path, folder: str, stem: str, half: bool, find: Find = fetch) -> dict[Path, set[str] | None]:
-    """File -> the tensors that an index has in it; None for a file without an index. The arguments are those of `find_weights`."""
+def find_files(
+    model: str | Path, folder: str, stem: str, half: bool, find: Find = fetch
+) -> dict[Path, set[str] | None]:
+    """File -> the tensors that an index has in it; None for a file without an index. The arguments are those of
+    `find_weights`.
+    """
     index = f"{folder}/{stem}.safetensors.index"
     full = [f"{folder}/{stem}.safetensors", f"{index}.json"]
     fp16 = [f"{folder}/{stem}.fp16.safetensors", f"{index}.fp16.json", f"{folder}/{stem}.fp16.safetensors.index.json"]
@@ -107,26 +121,44 @@ def find_files(model: str | Path, folder: str, stem: str, half: bool, find: Find
         raise damaged(path, "index of safetensors", "it has no weight_map")
     wrong = [name for name in placed.values() if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name))]
     if wrong:
-        raise ValueError(f"{path.name} names the file {wrong[0]!r}, wanted is a safetensors file in the same folder: do not trust this model")
-    return {find(model, f"{folder}/{name}"): {key for key, where in placed.items() if where == name} for name in sorted(set(placed.values()))}
+        raise ValueError(
+            f"{path.name} names the file {wrong[0]!r}, wanted is a safetensors file in the same folder: do not trust "
+            f"this model"
+        )
+    return {
+        find(model, f"{folder}/{name}"): {key for key, where in placed.items() if where == name}
+        for name in sorted(set(placed.values()))
+    }
 
 
-def find_weights(model: str | Path, folder: str, stem: str, half: bool, alias: dict[str, str] | None = None, ignore: tuple[str, ...] = ()) -> Weights:
-    """Where the tensors of one part of a model lie; nothing but names and shapes is read (from the hub: the files are fetched).
+def find_weights(
+    model: str | Path,
+    folder: str,
+    stem: str,
+    half: bool,
+    alias: dict[str, str] | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Weights:
+    """Where the tensors of one part of a model lie; only names and shapes are read (of the hub: the files are fetched).
 
     folder, stem: "unet" and "diffusion_pytorch_model", or "text_encoder" and "model"
     half:         prefer the files of half precision to those of full precision; if only the others are there, take them
     alias:        names that files may use -> the network's; a file with both is read under the second
     ignore:       beginnings of names that are no part of the network
-    Raises ValueError for pickles, shards outside of the folder, tensors that are there twice, and files that are no safetensors.
+    Raises ValueError for pickles, shards outside of the folder, tensors that are there twice, files that are broken.
     """
     weights = {}
     for file, listed in find_files(model, folder, stem, half).items():
         for key, shape, size in _header(file):
             if listed is not None and key not in listed:
-                raise ValueError(f"{key} is in {file.name}, but the index says otherwise: get the folder {folder} again")
+                raise ValueError(
+                    f"{key} is in {file.name}, but the index says otherwise: get the folder {folder} again"
+                )
             if key in weights:
-                raise ValueError(f"{key} is twice in the files of {folder}, in {weights[key].file.name} and {file.name}: get the folder again")
+                raise ValueError(
+                    f"{key} is twice in the files of {folder}, in {weights[key].file.name} and {file.name}: get the "
+                    f"folder again"
+                )
             weights[key] = Stored(file, key, shape, size)
         lost = [key for key in listed or () if key not in weights]
         if lost:
@@ -154,14 +186,18 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
             part = f.get_slice(key)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             if dtype not in widths:
-                raise ValueError(f"{key} in {file.name} is of type {dtype}, wanted is one of {', '.join(widths)}: take the unquantised weights")
+                raise ValueError(
+                    f"{key} in {file.name} is of type {dtype}, wanted is one of {', '.join(widths)}: take the "
+                    f"unquantised weights"
+                )
             yield key, shape, widths[dtype] * torch.Size(shape).numel()
 
 
 def read(weights: Weights, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped: no copy is made.
+    """The tensors of these names, in `dtype`. Where it is the file's (or None) they stay memory-mapped, uncopied.
 
-    What is mapped counts as memory until its file is closed. So files are opened anew for every AT_ONCE bytes, the largest tensors
+    What is mapped counts as memory until its file is closed. So files are opened anew for every AT_ONCE bytes, the
+    largest tensors
     first: when most of the memory is taken, what is mapped besides is small.
     """
     tensors, portion, size = {}, [], 0
@@ -183,16 +219,25 @@ def read(weights: Weights, names: Iterable[str], dtype: torch.dtype | None = Non
 def check(network: nn.Module, weights: Weights) -> None:
     """Raises ValueError that names the first missing, unexpected or wrongly shaped tensor, before any is read."""
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    for problem, names in (("lack", wanted.keys() - weights.keys()), ("have, unexpected,", weights.keys() - wanted.keys())):
+    for problem, names in (
+        ("lack", wanted.keys() - weights.keys()),
+        ("have, unexpected,", weights.keys() - wanted.keys()),
+    ):
         if names:
-            raise ValueError(f"the files {problem} {min(names)} ({len(names)} such tensors): take the weights that belong to this config.json")
+            raise ValueError(
+                f"the files {problem} {min(names)} ({len(names)} such tensors): take the weights that belong to this "
+                f"config.json"
+            )
     for name, shape in wanted.items():
         if weights[name].shape != shape:
-            raise ValueError(f"{name} is {weights[name].shape} in the file, {shape} in the network: take the weights that belong to this config.json")
+            raise ValueError(
+                f"{name} is {weights[name].shape} in the file, {shape} in the network: take the weights that belong to "
+                f"this config.json"
+            )
 
 
 def load(network: nn.Module, weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """Give a network that was built on "meta" its weights, in evaluation mode. Raises ValueError unless `check` passes."""
+    """Give a network built on "meta" its weights, in evaluation mode. Raises ValueError unless `check` passes."""
     check(network, weights)
     network.load_state_dict(read(weights, weights, dtype), strict=True, assign=True)
     return network.requires_grad_(False).eval()

@@ -68,7 +68,10 @@ def save_png(picture: Image.Image, path: str | Path, settings: dict | None = Non
 
 
 def save_gif(frames: list[Image.Image], path: str | Path, fps: int = 12) -> None:
-    """An animation that rests 1.5 s on its last frame. Written whole or not at all."""
+    """An animation that rests 1.5 s on its last frame. Raises ValueError when it is too large for a GIF."""
+    if not frames or max(frames[0].size) > 65535:
+        size = f"frames of {frames[0].width} x {frames[0].height}" if frames else "no frames"
+        raise ValueError(f"a GIF has frames of at most 65535 x 65535 pixels, got {size}: draw fewer images")
     durations = [1000 // fps] * (len(frames) - 1) + [1500]
     with replaced(path) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -12,21 +12,29 @@ import torch.distributed as dist
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name, or the best there is; under torchrun, this process's own. Raises ValueError for one that is not there."""
+    """The device of that name, or the best there is; under torchrun, this process's own. Raises ValueError for one that
+    is not there.
+    """
     best = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     if name not in (None, "cpu", best):
-        raise ValueError(f"--device wants {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
+        raise ValueError(f"the device must be {' or '.join(sorted({'cpu', best}))} on this machine, got {name!r}")
     if (name or best) == "cpu":
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
     if number >= count:
-        raise ValueError(f"torchrun started {number + 1} processes or more on this machine, it has {count} of {best}: lower --nproc_per_node")
+        raise ValueError(
+            f"torchrun started {number + 1} processes or more on this machine, it has {count} of {best}: start fewer"
+        )
     return torch.device(name or best, number)
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int:
-    """Bytes that a program may take on the device. Of main memory, what the system calls available, and no more than the container's limit leaves."""
-    if device.type not in ("cpu", "mps") and hasattr(torch.accelerator, "get_memory_info"):  # of PyTorch 2.9; Apple's chips have main memory alone
+    """Bytes that a program may take on the device. Of main memory, what the system calls available, and no more than
+    the container's limit leaves.
+    """
+    if device.type not in ("cpu", "mps") and hasattr(
+        torch.accelerator, "get_memory_info"
+    ):  # of PyTorch 2.9; Apple's chips have main memory alone
         torch.accelerator.empty_cache()  # what an earlier network left behind is free too
         return torch.accelerator.get_memory_info(device)[0]
     known = re.findall(r"^(MemAvailable|MemFree|Cached): +(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
@@ -42,12 +50,16 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int:
 
 
 def _left_by_limits(root: Path) -> Iterator[int]:
-    """What each limit of a control group leaves to this process: its own, and those of the groups around it; of version 2 and of version 1.
+    """What each limit of a control group leaves to this process: its own, and those of the groups around it.
 
-    Inside a container the group's path may be the host's, and the container's own group is where the groups are mounted. What is cached
-    of files and not in use (inactive) is given back when it is needed, so it is free.
+    There are two versions. Inside a container the group's path may be the host's, and the container's own group is
+    where the groups are mounted. What is cached of files and not in use (inactive) is given back when it is needed, so
+    it is free.
     """
-    two, one = ("sys/fs/cgroup", "max", "current", "inactive_file"), ("sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+    two, one = (
+        ("sys/fs/cgroup", "max", "current", "inactive_file"),
+        ("sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    )
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -56,7 +68,9 @@ def _left_by_limits(root: Path) -> Iterator[int]:
         group = Path(path.strip("/"))
         for folder in dict.fromkeys(root / mount / inner for inner in (group, *group.parents, Path())):
             most, used = _text(folder / f"memory.{limit}").strip(), _text(folder / f"memory.{usage}").strip()
-            if most.isdecimal() and used.isdecimal():  # without a limit it is "max", in version 1 a number that is larger than any memory
+            if (
+                most.isdecimal() and used.isdecimal()
+            ):  # without a limit it is "max", in version 1 a number that is larger than any memory
                 inactive = re.search(rf"^{cached} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
                 yield int(most) - int(used) + (int(inactive[1]) if inactive else 0)
 
@@ -76,7 +90,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what a step of training frees for the next one, and not to hand it back to the system (mallopt(3)): 4 % of a step."""
+    """Tell glibc to keep what a step of training frees for the next one, and not to hand it back to the system
+    (mallopt(3)): 4 % of a step.
+    """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # 32 MiB, the most it takes

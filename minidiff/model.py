@@ -10,27 +10,21 @@ AG = Karras et al. 2024, "Guiding a diffusion model with a bad version of itself
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minidiff import editing, sampling
 from minidiff.denoiser import Denoiser
-from minidiff.guidance import cfg
-from minidiff.one_forward import Network, one_forward, sequential, stacked
+from minidiff.formula import Combine, all_words, formula_of, only, rows_of
+from minidiff.one_forward import Network, one_forward, sequential
 from minidiff.sampling import Clip, Noise, Step
 from minidiff.views import View
 from minidiff.walk import Path, Walk, draw
 from minidiff.words import Words, texts, warn_of_unknown
 
-Combine = Callable[[Sequence[Denoiser]], Denoiser]  # one guided denoiser for each term of a formula -> the formula
-
-
-def only(denoisers: Sequence[Denoiser]) -> Denoiser:
-    """The formula of one term."""
-    (denoiser,) = denoisers
-    return denoiser
+Terms = Sequence[Sequence[str]]  # the words of each term of a formula, one for all images or one an image
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,8 +97,6 @@ class Model:
             raise ValueError(f"expected one word, or {n} (one an image), got {len(words)}")
         return words
 
-    # ------------------------------------------------------------------------------------------------ the maths level
-
     def denoiser(self, words: Words = "", scale: float | None = None) -> Denoiser:
         """The guided denoiser of these words: one for all images, or one each.
 
@@ -130,13 +122,11 @@ class Model:
         Raises ValueError for an unknown word, and for the one-step denoiser.
         """
         self._walks()
-        if lows is None and self.low is not None:
-            raise ValueError(
-                f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`"
-            )
+        if lows is None:
+            self._draws()
         terms = [self.known(words) for words in terms]
-        conditions = self.conditions(list(dict.fromkeys(["", *(word for words in terms for word in words)])))
-        build = self._builder(terms, combine, self.scale if scale is None else scale, conditions, lows)
+        conditions, scale = self.conditions(all_words(terms)), self.scale if scale is None else scale
+        build = formula_of(terms, combine, scale, conditions, self.guide, lows)
         # a guide is no question to the network: the recorder would run it twice
         return (sequential if one_by_one or self.guide is not None else one_forward)(self._answer, build)
 
@@ -167,8 +157,6 @@ class Model:
             )
         return walk.default(sampler="dpm", scale=self.scale if self.guided else None, batch=self.batch)
 
-    # ---------------------------------------------------------------------------------------------------- many images
-
     def sample(
         self,
         words: Words = "",
@@ -176,7 +164,7 @@ class Model:
         *,
         steps: int | str | None = None,
         scale: float | None = None,
-        sampler: str | None = None,
+        sampler: str | Step | None = None,
         eta: float = 0.0,
         seed: int = 137,
         batch: int | None = None,
@@ -196,26 +184,17 @@ class Model:
         words, walk = self.known(words, n), self.settled(walk)
         n = n or len(words)
         self.prepare([words], n, walk, only)
-        path = self._path([words], walk, only, self.timesteps(walk.steps, walk.sampler))
+        path = self._path([words], walk, self.timesteps(walk.steps, walk.sampler))
         return path(range(n), sampling.noise_per_image(sampling.seeded(walk.seed, 0, n)))
 
     def from_noise(
-        self,
-        terms: Sequence[Sequence[str]],
-        n: int,
-        walk: Walk = Walk(),
-        combine: Combine = only,
-        watch: bool = False,
-        show: bool = True,
+        self, terms: Terms, n: int, walk: Walk = Walk(), combine: Combine = only, watch: bool = False, show: bool = True
     ) -> tuple[Tensor, list[Tensor]]:
-        """n images of a formula, (n, C, H, W) in [0, 1] on the CPU; to `watch` is to get those on the way as well.
-
-        terms: the words of each, one for all images or one an image
-        """
+        """n images of a formula, (n, C, H, W) in [0, 1] on the CPU; to `watch` is to get those on the way as well."""
         walk = self.settled(walk)
         levels = self.timesteps(walk.steps, walk.sampler)
         self.prepare(terms, n, walk, combine)
-        return self.draw(self._path(terms, walk, combine, levels), n, len(levels) - 1, walk, watch, show)
+        return self.draw(self._path(terms, walk, levels, combine), n, len(levels) - 1, walk, watch, show)
 
     def draw(
         self, path: Path, n: int, steps: int, walk: Walk, watch: bool = False, show: bool = True
@@ -224,34 +203,16 @@ class Model:
         x, states = draw(path, n, steps, walk, watch, show)
         return self.to_unit(x), [self.to_unit(state) for state in states]
 
-    def prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine = only) -> None:
+    def prepare(self, terms: Terms, n: int, walk: Walk, combine: Combine = only) -> None:
         """Ask for memory and weights before the first step: stage II's plan, then the plan of n images, then the
         prompts. The weights of stage II are let go of. Raises ValueError."""
-        if self.low is not None:
-            raise ValueError(
-                f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or use `enlarged`"
-            )
+        self._draws()
         self._prepare(terms, n, walk, combine)
-
-    def _prepare(self, terms: Sequence[Sequence[str]], n: int, walk: Walk, combine: Combine) -> None:
-        terms = [self.known(words) for words in terms]
-        words = list(dict.fromkeys(["", *(word for words in terms for word in words)]))
-        if self.words is None:
-            rows = 1 if walk.sequential else self._rows(terms, walk, combine)
-            if self.large is not None:
-                self.large.release()
-                try:
-                    self.large.timesteps(None, walk.sampler)
-                except ValueError as error:
-                    raise ValueError(f"upscale: {error}") from None
-                self.large.plan(rows, ())
-            self.plan(min(n, walk.batch) * rows, words)
-        self.conditions(words)
 
     def enlarge(
         self,
         x: Tensor,
-        terms: Sequence[Sequence[str]],
+        terms: Terms,
         combine: Combine = only,
         views: Sequence[View] = (),
         keep: tuple[Tensor, Tensor] | None = None,
@@ -259,51 +220,24 @@ class Model:
         show: bool = True,
     ) -> Tensor:
         """Images (N, 3, h, w) in [0, 1] enlarged by stage II, which walks the same formula; as they are where there is
-        none.
+        none. A stage II enlarges them itself, with the walk's steps, scale and batch, which are else those of stage I.
 
         views: what a term sees through a view, it sees through it in the low resolution too
         keep:  (1 - mask, x_orig): where the mask is 0, the images stay x_orig (N, 3, H, W) in [-1, 1]
         """
-        if self.large is None:
+        if self.low is None and self.large is None:
             return x
-        self.release()
-        own = replace(walk, steps=None, scale=None, batch=None)  # stage II has steps, scale and batch of its own
-        return self.large.enlarged(x, terms, own, combine, views, keep, show)
-
-    def enlarged(
-        self,
-        x: Tensor,
-        terms: Sequence[Sequence[str]],
-        walk: Walk = Walk(),
-        combine: Combine = only,
-        views: Sequence[View] = (),
-        keep: tuple[Tensor, Tensor] | None = None,
-        show: bool = True,
-    ) -> Tensor:
-        """What `enlarge` does, asked of stage II itself. Raises ValueError for another model."""
         if self.low is None:
-            raise ValueError(f"{self.name} enlarges no pictures: load a stage II")
-        walk = self.settled(walk)
+            self.release()
+            own = replace(walk, steps=None, scale=None, batch=None)
+            return self.large.enlarge(x, terms, combine, views, keep, own, show)
+        walk = self.settled(replace(walk, seed=walk.seed + 1))  # other noise than that of stage I
         levels, n = self.timesteps(walk.steps, walk.sampler), len(x)
         self._prepare(terms, n, walk, combine)
-
-        def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
-            x_T = noise(torch.empty(len(part), *self.shape, device=self.device))
-            low = self.low((2 * x[part] - 1).to(self.device), noise)
-            lows = [view.apply(low) for view in views] if views else [low] * len(terms)
-            denoise, constrain = self.of_part(terms, part, walk, combine, lows), None
-            if keep is not None:
-                held, x_orig = (a.to(self.device) for a in keep)
-                constrain = editing.hold(lambda x: held * x, x_orig[part], self.alpha_bar, noise)
-            how = {"step": walk.step(), "clip": self.clip, "constrain": constrain, "noise": noise}
-            return sampling.sample(denoise, x_T, levels, self.alpha_bar, **how)
-
-        walk = replace(walk, seed=walk.seed + 1)  # other noise than that of stage I
+        path = self._path(terms, walk, levels, combine, x, views, keep)
         return self.draw(path, n, len(levels) - 1, walk, show=show)[0]
 
-    def of_part(
-        self, terms: Sequence[Sequence[str]], part: range, walk: Walk, combine: Combine = only, lows=None
-    ) -> Denoiser:
+    def of_part(self, terms: Terms, part: range, walk: Walk, combine: Combine = only, lows=None) -> Denoiser:
         """The formula for the images in a part of range(n), as a settled walk asks it."""
         words = [words if len(words) == 1 else words[part.start : part.stop] for words in terms]
         return self.formula(words, combine, walk.scale, walk.sequential, lows)
@@ -323,9 +257,7 @@ class Model:
 
     def _walks(self) -> None:
         if self.alpha_bar is None:
-            raise ValueError(
-                f"{self.name} denoises in one step and has no levels to walk: use its `unet`, or load mnist-class"
-            )
+            raise ValueError(f"{self.name} denoises in one step and has no levels to walk: use `unet`, or mnist-class")
 
     def _answer(self, x_t: Tensor, t: int, c: Any) -> tuple[Tensor, Tensor | None]:
         """The network's; it was trained on levels 1 … T and says anything of others."""
@@ -334,47 +266,34 @@ class Model:
             raise ValueError(f"{self.name} knows the levels 1 to {T}, got {t}: walk with its own `alpha_bar`")
         return self.network(x_t, t, c)
 
-    def _path(self, terms: Sequence[Sequence[str]], walk: Walk, combine: Combine, levels: list[int]):
+    def _draws(self) -> None:
+        if self.low is not None:
+            raise ValueError(f"{self.name} is a stage II, which enlarges pictures: expected a stage I, or `enlarge`")
+
+    def _prepare(self, terms: Terms, n: int, walk: Walk, combine: Combine) -> None:
+        terms = [self.known(words) for words in terms]
+        if self.words is None:
+            rows = 1 if walk.sequential else rows_of(terms, combine, walk.scale, self.shape)
+            if self.large is not None:
+                self.large.release()
+                self.large.timesteps(None, walk.sampler)
+                self.large.plan(rows, ())
+            self.plan(min(n, walk.batch) * rows, all_words(terms))
+        self.conditions(all_words(terms))
+
+    def _path(self, terms, walk: Walk, levels: list[int], combine: Combine = only, x=None, views=(), keep=None) -> Path:
+        """From noise down the levels; for x, views and keep see `enlarge`."""
+
         def path(part: range, noise: Noise) -> Iterator[tuple[int, Tensor]]:
-            x_T = noise(torch.empty(len(part), *self.shape, device=self.device))
-            denoise = self.of_part(terms, part, walk, combine)
-            return sampling.sample(denoise, x_T, levels, self.alpha_bar, step=walk.step(), clip=self.clip, noise=noise)
+            x_T, lows, constrain = noise(torch.empty(len(part), *self.shape, device=self.device)), None, None
+            if x is not None:
+                low = self.low((2 * x[part] - 1).to(self.device), noise)
+                lows = [view.apply(low) for view in views] if views else [low] * len(terms)
+            if keep is not None:
+                held, x_orig = (a.to(self.device) for a in keep)
+                constrain = editing.hold(lambda x: held * x, x_orig[part], self.alpha_bar, noise)
+            denoise = self.of_part(terms, part, walk, combine, lows)
+            how = {"step": walk.step(), "clip": self.clip, "constrain": constrain, "noise": noise}
+            return sampling.sample(denoise, x_T, levels, self.alpha_bar, **how)
 
         return path
-
-    def _builder(self, terms: Sequence[list[str]], combine: Combine, scale: float, conditions: dict, lows=None):
-        """The formula as `one_forward` takes it: build(net) -> denoiser."""
-
-        def guided(net: Callable[[Any], Denoiser], words: list[str], low: Tensor | None) -> Denoiser:
-            """A term: from no word to the words, or from the guide to the network."""
-            c = conditions[words[0]] if len(set(words)) == 1 else stacked([conditions[word] for word in words], 1)
-            empty = conditions[""]
-            if low is not None:
-                c, empty = (c, low), (empty, low)
-            if self.guide is not None:
-                return cfg(net(c), self.guide, scale)
-            return cfg(net(c), net(empty), scale) if any(words) else net(c)
-
-        lows = lows or [None] * len(terms)
-        return lambda net: combine([guided(net, words, low) for words, low in zip(terms, lows, strict=True)])
-
-    def _rows(self, terms: Sequence[list[str]], walk: Walk, combine: Combine) -> int:
-        """How many rows the formula asks of the network for one image: run against a network that counts and answers
-        zero."""
-        x, rows = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0)), []
-
-        def counting(x_t: Tensor, t: int, c: Any) -> tuple[Tensor, None]:
-            rows.append(len(x_t))
-            return torch.zeros_like(x_t), None
-
-        firsts = [words[:1] for words in terms]
-        names = {
-            word: torch.tensor([k]) for k, word in enumerate(["", *dict.fromkeys(word for [word] in firsts if word)])
-        }
-        one_forward(counting, self._builder(firsts, combine, walk.scale, names))(x, 1)
-        return rows[0]
-
-
-OfDigits = Annotated[Model | str, "digits"]  # of a lesson that needs a model of digits
-OfAny = Model | str  # ... or takes one of prompts as well
-OfEnlarging = Annotated[Model | str, "enlarging"]  # ... or needs a stage II

@@ -94,9 +94,9 @@ def caption(book: Book, i: int, generator: torch.Generator, colour: str | None =
     return say(book.things[book.thing[i]], book.phrases[style], generator, colour, black)
 
 
-def vocabulary(book: Book) -> set[str]:
-    """Every word that a caption can hold; any other means nothing to a network that learned this book."""
-    said = [text for thing in book.things for text in (thing.name, *thing.aliases, thing.kind)]
+def vocabulary(book: Book, count: int | None = None) -> set[str]:
+    """Every word that a caption of the first `count` things (all) can hold; a network that learned them knows no other."""
+    said = [text for thing in book.things[:count] for text in (thing.name, *thing.aliases, thing.kind)]
     return {word for text in [*said, *sum(book.phrases, ()), *book.colours, "a an"] for word in words(text)}
 
 

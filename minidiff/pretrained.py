@@ -62,7 +62,7 @@ def load(
                 noise_level=level,
                 steps=upscale_steps,
             )
-            large = replace(large, name=str(upscale))
+            large = replace(large, name=str(upscale), levels=_of_upscale(large.levels))
             if large.low is None:
                 raise ValueError(f"{upscale} is a stage I, expected a stage II, like DeepFloyd/IF-II-M-v1.0")
         except ValueError as error:
@@ -93,6 +93,18 @@ def is_of_digits(name: str | Path) -> bool:
             f"expected {', '.join(names())}, a .safetensors file, a folder or owner/name on the hub, got {name!r}"
         )
     return False
+
+
+def _of_upscale(levels: Callable) -> Callable:
+    """Levels whose errors say that they are of stage II."""
+
+    def of_upscale(*asked) -> list[int]:
+        try:
+            return levels(*asked)
+        except ValueError as error:
+            raise ValueError(f"upscale: {error}") from None
+
+    return of_upscale
 
 
 def _place(name: str | Path) -> str | Path:

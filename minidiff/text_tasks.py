@@ -56,6 +56,8 @@ def text(settings: dict, folder: Path) -> Task:
     def write(net: TextToImage, folder: Path, record: dict, last: bool) -> None:
         text_model.write_unet(net.unet, settings["scale"], folder)
         text_model.write_text(net.text_encoder, spiece, folder)
+        known = picturebook.vocabulary(book, phase(settings, record["epoch"] - 1)[1])
+        text_model.write_bytes("\n".join(sorted(known)).encode(), folder / "vocabulary.txt")  # for warnings of other words
         if last or record["epoch"] % settings["preview_every"] == 0:
             size, things = phase(settings, record["epoch"] - 1)
             sheet = preview(net, tokenizer, book, min(things, len(book.things)), size, settings)
@@ -112,6 +114,7 @@ def text_loss(
     x_t = x_t if low is None else torch.cat([x_t, low], dim=1)
     weight, device = training.min_snr(ALPHA_BAR[t]).float(), next(net.parameters()).device
     x_t, t, eps, weight = (a[mine].to(device) for a in (x_t, t, eps, weight))
+    x_t = x_t.contiguous(memory_format=torch.channels_last)  # as the weights lie
     eps_hat = net(x_t, t, ids.to(device), mask.to(device), None if level is None else level[mine].to(device))
     return training.noise_loss(eps_hat, eps, weight)
 

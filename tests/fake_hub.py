@@ -1,4 +1,6 @@
-"""A hub on the loopback that serves tests/golden/tiny-if-I and fails in every known way, and a process that asks it for files."""
+"""A hub on the loopback that serves tests/golden/tiny-if-I and fails in every known way, and a process that asks it for
+files.
+"""
 
 import hashlib
 import multiprocessing
@@ -19,7 +21,11 @@ FAILURES = {  # owner of the model -> status, error code, what the hub says
     "unknown-401": (401, "RepoNotFound", ""),
     "unknown-404": (404, "RepoNotFound", ""),
     "expired": (401, "", "Invalid credentials in Authorization header"),
-    "narrow": (403, "", "Please enable access to public gated repositories in your fine-grained token settings to view this repository."),
+    "narrow": (
+        403,
+        "",
+        "Please enable access to public gated repositories in your fine-grained token settings to view it.",
+    ),
     "disabled": (403, "", "Access to this resource is disabled."),
     "busy": (429, "", ""),
     "proxy": (407, "", ""),
@@ -45,7 +51,9 @@ class Hub(BaseHTTPRequestHandler):
         if owner == "down":
             return  # hangs up
         status, code, said = FAILURES.get(owner, (200, "", ""))
-        newest = TWO if owner in ("moved", "squashed", "mirror") and FETCHED.count(f"{owner}: unet/config.json") else ONE
+        newest = (
+            TWO if owner in ("moved", "squashed", "mirror") and FETCHED.count(f"{owner}: unet/config.json") else ONE
+        )
         commit = newest if revision == "main" or owner == "mirror" else revision
         if status == 200 and not file.is_file():
             status, code = 404, "EntryNotFound"
@@ -54,7 +62,11 @@ class Hub(BaseHTTPRequestHandler):
         elif owner == "storage" and body:
             status = 403
         self.send_response(status)
-        for header, value in {"X-Error-Code": code, "X-Error-Message": said, "Retry-After": "7" if status == 429 else ""}.items():
+        for header, value in {
+            "X-Error-Code": code,
+            "X-Error-Message": said,
+            "Retry-After": "7" if status == 429 else "",
+        }.items():
             if value:
                 self.send_header(header, value)
         content = file.read_bytes() if status == 200 else b""
@@ -82,9 +94,15 @@ def ask(endpoint: str, home: str, online: bool, pipe) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[name]  # it reads its settings when it is imported
     os.environ |= {
-        "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": home,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         os.environ.pop(name, None)
 
@@ -105,7 +123,9 @@ def ask(endpoint: str, home: str, online: bool, pipe) -> None:
             hub.read_json(f"{owner}/I", "unet/config.json")
             results[owner] = tell(lambda owner=owner: str(hub.fetch(f"{owner}/I", "text_encoder/config.json")))
             download._commits.clear()
-            results[f"{owner}, later"] = tell(lambda owner=owner: str(hub.fetch(f"{owner}/I", "scheduler/scheduler_config.json")))
+            results[f"{owner}, later"] = tell(
+                lambda owner=owner: str(hub.fetch(f"{owner}/I", "scheduler/scheduler_config.json"))
+            )
         import huggingface_hub.file_download as library
 
         def full(*args, **kwargs):

@@ -1,4 +1,6 @@
-"""Every error is one sentence, on any console; and of many processes, whichever fails, one sentence is said and all end."""
+"""Every error is one sentence, on any console; and of many processes, whichever fails, one sentence is said and all
+end.
+"""
 
 import io
 import os
@@ -33,7 +35,11 @@ SENTENCES = [
     (system_error(13, "a\nb"), 2, "x.py: cannot use a b (Permission denied): check the path, and whether you may"),
     (BrokenPipeError(32, "Broken pipe"), 2, "x.py: nobody reads what it prints any more"),
     (MemoryError(), 2, "x.py: the memory is used up (of this process): ask for less at a time"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 2, "x.py: the memory is used up (CUDA out of memory"),
+    (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        2,
+        "x.py: the memory is used up (CUDA out of memory",
+    ),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "x.py: the memory is used up"),
     (KeyboardInterrupt(), 130, "x.py: stopped"),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "x.py: 'utf-8' codec"),
@@ -80,9 +86,12 @@ TEXT = "γ = 3 😀 \udcff מ"
 STREAMS = {
     "a notebook's": Notebook,
     "a notebook's that is narrow": Narrow,
-    **{encoding: lambda encoding=encoding: io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for encoding in ("ascii", "cp1252", "utf-8", "cp932", "utf-16", "koi8-r")},
+    **{
+        encoding: lambda encoding=encoding: io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+        for encoding in ("ascii", "cp1252", "utf-8", "cp932", "utf-16", "koi8-r")
+    },
     "none": lambda: None,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -94,7 +103,9 @@ def test_any_console_takes_any_text(monkeypatch, kind):
     assert command.run("x.py", raising(ValueError(TEXT)), []) == 2
     assert (sys.stdout, sys.stderr) == (out, err)
     for stream in filter(None, (out, err)):
-        said = stream.getvalue() if isinstance(stream, io.StringIO) else stream.buffer.getvalue().decode(stream.encoding)
+        said = (
+            stream.getvalue() if isinstance(stream, io.StringIO) else stream.buffer.getvalue().decode(stream.encoding)
+        )
         assert "= 3" in said
 
 
@@ -106,7 +117,10 @@ def test_what_cannot_be_printed_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == "x.py: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize(("number", "code", "says"), [(signal.SIGINT, 130, "x.py: stopped\n"), (signal.SIGTERM, 143, "x.py: stopped by the system (SIGTERM)\n")])
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "x.py: stopped\n"), (signal.SIGTERM, 143, "x.py: stopped by the system (SIGTERM)\n")],
+)
 def test_a_stop_is_one_line_and_nothing_is_left(capsys, tmp_path, number, code, says):
     from minidiff.files import replaced
 
@@ -183,8 +197,16 @@ BUG = "TypeError: a bug\n"
 TOGETHER = {  # name -> main, exit codes, what all say together: its end, or a part
     "all end well": (together(lambda rank: None), [0, 0], None),
     "all refuse the arguments": (failing(ValueError("bad"), (0, 1)), [2, 2], ": bad\n"),
-    "the second, before they meet": (lambda argv: (failing(ValueError("bad"), (1,))(argv), together(lambda rank: None)(argv)), [2, 2], "x.py: process 1 of 2: bad\n"),
-    "the first, before they meet": (lambda argv: (failing(ValueError("bad"), (0,))(argv), together(lambda rank: None)(argv)), [2, 2], "x.py: bad\n"),
+    "the second, before they meet": (
+        lambda argv: (failing(ValueError("bad"), (1,))(argv), together(lambda rank: None)(argv)),
+        [2, 2],
+        "x.py: process 1 of 2: bad\n",
+    ),
+    "the first, before they meet": (
+        lambda argv: (failing(ValueError("bad"), (0,))(argv), together(lambda rank: None)(argv)),
+        [2, 2],
+        "x.py: bad\n",
+    ),
     "the second": (together(fails(ValueError("bad"), 1)), [2, 2], "x.py: process 1 of 2: bad\n"),
     "the first": (together(fails(OSError("bad"), 0)), [2, 2], "x.py: bad\n"),
     "both": (together(fails(ValueError("bad"), 0, 1)), [2, 2], ": bad\n"),
@@ -192,9 +214,13 @@ TOGETHER = {  # name -> main, exit codes, what all say together: its end, or a p
     "after the second has ended": (too_late, [2, 0], "x.py: cannot write x\n"),
     "a mistake of ours": (together(fails(TypeError("a bug"), 1)), [2, 1], BUG),
     "killed": (together(killed), [2, -9], f"x.py: {command.LOST}\n"),
-    "killed before they meet": (lambda argv: (killed(int(os.environ["RANK"])), together(lambda rank: None)(argv)), [2, -9], f"x.py: {command.LOST}\n"),
+    "killed before they meet": (
+        lambda argv: (killed(int(os.environ["RANK"])), together(lambda rank: None)(argv)),
+        [2, -9],
+        f"x.py: {command.LOST}\n",
+    ),
     "Ctrl-C": (together(lambda rank: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30))), [130, 130], "stopped\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks of this one")
@@ -203,9 +229,19 @@ def test_whichever_process_fails_one_sentence_is_said_and_all_end(tmp_path, monk
     main, codes, says = TOGETHER[name]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    for variable, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
+    for variable, value in {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }.items():
         monkeypatch.setenv(variable, value)
-    for constant, seconds in {"POLL": 0.05, "GRACE": 0.5, "SILENCE": 0.7}.items():
+    for constant, seconds in {
+        "POLL": 0.05,
+        "GRACE": 1,
+        "LINGER": 1 if "killed" in name else 20,
+        "SILENCE": 1 if "killed" in name else 60,
+    }.items():
         monkeypatch.setattr(command, constant, seconds)
     processes, files = [], [(tmp_path / f"{rank}").open("w+") for rank in range(2)]
     for rank, file in enumerate(files):
@@ -221,7 +257,11 @@ def test_whichever_process_fails_one_sentence_is_said_and_all_end(tmp_path, monk
     if says is None:
         assert said == "0 of [0, 1]\n1 of [0, 1]\n"
     else:
-        assert said.endswith(says) and said.count("\n") == 1 or (says == BUG and said.startswith("Traceback") and said.count("Traceback") == 1)
+        assert (
+            said.endswith(says)
+            and said.count("\n") == 1
+            or (says == BUG and said.startswith("Traceback") and said.count("Traceback") == 1)
+        )
 
 
 def test_many_processes_without_a_place_to_meet_are_refused(monkeypatch, capsys):
@@ -229,4 +269,7 @@ def test_many_processes_without_a_place_to_meet_are_refused(monkeypatch, capsys)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command.run("x.py", lambda argv: 0, []) == 2
-    assert capsys.readouterr().err == "x.py: RANK is set and MASTER_ADDR is not: start several processes with torchrun, or one with RANK unset\n"
+    assert (
+        capsys.readouterr().err
+        == "x.py: RANK is set and MASTER_ADDR is not: start several processes with torchrun, or one with RANK unset\n"
+    )

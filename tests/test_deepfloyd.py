@@ -44,26 +44,51 @@ def test_the_schedule_is_that_of_the_file():
     assert_close(schedule_of(IF_CONFIG | {"thresholding": False, "clip_sample": False})[1](x), x)
 
 
-@pytest.mark.parametrize("field, value, built", [
-    ("beta_schedule", "sigmoid", "'squaredcos_cap_v2' or 'linear'"),
-    ("prediction_type", "v_prediction", "'epsilon'"),
-    ("variance_type", "learned", "'learned_range' or 'fixed_small'"),
-    ("trained_betas", [0.1], "None"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, built",
+    [
+        ("beta_schedule", "sigmoid", "'squaredcos_cap_v2' or 'linear'"),
+        ("prediction_type", "v_prediction", "'epsilon'"),
+        ("variance_type", "learned", "'learned_range' or 'fixed_small'"),
+        ("trained_betas", [0.1], "None"),
+        ("timestep_spacing", "trailing", "'leading' or 'linspace'"),
+        ("steps_offset", 1, "0"),
+        ("solver_order", 3, "2"),
+        ("algorithm_type", "sde-dpmsolver++", "'dpmsolver..'"),
+        ("use_karras_sigmas", True, "False"),
+        ("use_beta_sigmas", True, "False"),
+        ("rescale_betas_zero_snr", True, "False"),
+    ],
+)
 def test_a_schedule_that_is_not_built_is_refused(field, value, built):
     with pytest.raises(ValueError, match=f"{field} = .*, expected {built}: use"):
         schedule_of(IF_CONFIG | {field: value})
 
 
-@pytest.mark.parametrize("field, value, wanted", [
-    ("num_train_timesteps", "1000", "an integer between 1 and 100000"),
-    ("num_train_timesteps", 1e3, "an integer between 1 and 100000"),
-    ("dynamic_thresholding_ratio", 95, "a number between 0 and 1"),
-    ("sample_max_value", float("nan"), "a number between 0 and inf"),
-    ("sample_max_value", True, "a number between 0 and inf"),
-    ("clip_sample_range", [1], "a number between 0 and inf"),
-    ("beta_end", 2, "a number between 0 and 1"),
-])  # fmt: skip
+def test_settings_that_change_nothing_are_taken():
+    same = {
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "use_karras_sigmas": False,
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "use_lu_lambdas": None,
+    }
+    assert torch.equal(schedule_of(IF_CONFIG | same)[0], schedule_of(IF_CONFIG)[0])
+
+
+@pytest.mark.parametrize(
+    "field, value, wanted",
+    [
+        ("num_train_timesteps", "1000", "an integer between 1 and 100000"),
+        ("num_train_timesteps", 1e3, "an integer between 1 and 100000"),
+        ("dynamic_thresholding_ratio", 95, "a number between 0 and 1"),
+        ("sample_max_value", float("nan"), "a number between 0 and inf"),
+        ("sample_max_value", True, "a number between 0 and inf"),
+        ("clip_sample_range", [1], "a number between 0 and inf"),
+        ("beta_end", 2, "a number between 0 and 1"),
+    ],
+)
 def test_numbers_of_the_schedule_that_are_none_are_refused(field, value, wanted):
     config = IF_CONFIG | {"beta_schedule": "linear", "thresholding": field != "clip_sample_range", field: value}
     with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r}, expected {wanted}: use")):

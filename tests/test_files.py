@@ -41,7 +41,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path
 
 def test_a_record_that_is_no_dict_is_refused(tmp_path):
     files.save_tensors(TENSORS, tmp_path / "x.safetensors", [1, 2])
-    with pytest.raises(ValueError, match=r"holds \[1, 2\] in place of its settings"):
+    with pytest.raises(ValueError, match=r"is no file of tensors \(its settings are \[1, 2\]"):
         files.load_tensors(tmp_path / "x.safetensors")
 
 
@@ -92,10 +92,16 @@ def damaged(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("truncated", "no whole safetensors"), ("tampered", "sha256"), ("tampered settings", "sha256"), ("empty", "no whole safetensors"), ("pickle", "no whole safetensors"),
-        ("huge header", "no whole safetensors"), ("someone else's", "no minidiff settings"), ("a folder", "there is no file"),
+        ("truncated", "no whole safetensors"),
+        ("tampered", "sha256"),
+        ("tampered settings", "sha256"),
+        ("empty", "no whole safetensors"),
+        ("pickle", "no whole safetensors"),
+        ("huge header", "no whole safetensors"),
+        ("someone else's", "no minidiff settings"),
+        ("a folder", "there is no file"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, says):
     with pytest.raises(ValueError, match=says) as error:
         files.load_tensors(damaged(tmp_path, kind))
@@ -164,7 +170,9 @@ def test_tensors_without_a_digest_and_arrays_that_are_pickles_are_refused(tmp_pa
         files.load_arrays(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("save", [images.save_png, lambda picture, path: images.save_gif([picture, picture], path)], ids=["png", "gif"])
+@pytest.mark.parametrize(
+    "save", [images.save_png, lambda picture, path: images.save_gif([picture, picture], path)], ids=["png", "gif"]
+)
 def test_a_picture_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch, save):
     def half(picture, file, **kwargs):
         Path(file).write_bytes(b"half")

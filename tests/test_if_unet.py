@@ -8,7 +8,17 @@ from if_fixtures import CONFIG, golden, published_configs, small_unet, unet_weig
 from torch.testing import assert_close
 
 from minidiff.networks import if_unet
-from minidiff.networks.if_unet import Attention, AttentionPool, IFUNet, TextState, attend, conv_of_enlarged, conv_of_small, norm_scale_shift, spread
+from minidiff.networks.if_unet import (
+    Attention,
+    AttentionPool,
+    IFUNet,
+    TextState,
+    attend,
+    conv_of_enlarged,
+    conv_of_small,
+    norm_scale_shift,
+    spread,
+)
 
 CASES = [("I", "a"), ("I", "b"), ("I", "c"), ("I", "d_float_t"), ("I", "e_fp16_weights"), ("II", "a"), ("II", "b")]
 
@@ -46,7 +56,13 @@ def test_bfloat16_and_channels_last_stay_close(stage):
         assert_close(got.float(), want.float(), atol=0.06, rtol=0)  # the outputs have a standard deviation of 0.2
 
 
-COUNTS = {"IF-I-M": (371605830, 775), "IF-I-L": (935365830, 775), "IF-I-XL": (4304695110, 775), "IF-II-M": (461064198, 721), "IF-II-L": (1242987270, 845)}
+COUNTS = {
+    "IF-I-M": (371605830, 775),
+    "IF-I-L": (935365830, 775),
+    "IF-I-XL": (4304695110, 775),
+    "IF-II-M": (461064198, 721),
+    "IF-II-L": (1242987270, 845),
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -61,7 +77,8 @@ def test_the_published_variants_have_their_exact_keys_and_counts(name):
 
 def expected_shapes(config):
     """The table of IF_SPEC B, written out a second time from the names."""
-    ch, X, D, n = config["block_out_channels"], config["cross_attention_dim"], config["encoder_hid_dim"], len(config["block_out_channels"])
+    ch, X, D = config["block_out_channels"], config["cross_attention_dim"], config["encoder_hid_dim"]
+    n = len(ch)
     T, depth = config["time_embedding_dim"] or 4 * ch[0], config["layers_per_block"]
     depth = depth if isinstance(depth, list) else [depth] * n
     out = {"add_embedding.pool.positional_embedding": (1, D)}
@@ -78,12 +95,14 @@ def expected_shapes(config):
     def attention(name, C):
         for part in ("to_q", "to_out.0") if config["only_cross_attention"] else ("to_q", "to_k", "to_v", "to_out.0"):
             put(f"{name}.{part}", C, C)
-        put(f"{name}.group_norm", C), put(f"{name}.norm_cross", X), put(f"{name}.add_k_proj", C, X), put(f"{name}.add_v_proj", C, X)
+        put(f"{name}.group_norm", C), put(f"{name}.norm_cross", X)
+        put(f"{name}.add_k_proj", C, X), put(f"{name}.add_v_proj", C, X)
 
     put("conv_in", ch[0], config["in_channels"], 3, 3), put("conv_out", 6, ch[0], 3, 3), put("conv_norm_out", ch[0])
     for mlp in ["time_embedding"] + ["class_embedding"] * (config["class_embed_type"] == "timestep"):
         put(f"{mlp}.linear_1", T, ch[0]), put(f"{mlp}.linear_2", T, T)
-    put("encoder_hid_proj", X, D), put("add_embedding.norm1", D), put("add_embedding.proj", T, D), put("add_embedding.norm2", T)
+    put("encoder_hid_proj", X, D), put("add_embedding.norm1", D)
+    put("add_embedding.proj", T, D), put("add_embedding.norm2", T)
     for part in "kqv":
         put(f"add_embedding.pool.{part}_proj", D, D)
 
@@ -97,7 +116,8 @@ def expected_shapes(config):
         if i < n - 1:
             resnet(f"down_blocks.{i}.downsamplers.0", ch[i], ch[i])
             skips.append(ch[i])
-    resnet("mid_block.resnets.0", ch[-1], ch[-1]), resnet("mid_block.resnets.1", ch[-1], ch[-1]), attention("mid_block.attentions.0", ch[-1])
+    resnet("mid_block.resnets.0", ch[-1], ch[-1]), resnet("mid_block.resnets.1", ch[-1], ch[-1])
+    attention("mid_block.attentions.0", ch[-1])
     h = ch[-1]
     for u, i in enumerate(reversed(range(n))):
         for j in range(depth[i] + 1):
@@ -112,7 +132,10 @@ def expected_shapes(config):
 
 def joined(states):
     """One state with the rows of all."""
-    keys, values = ([torch.cat(layer) for layer in zip(*layers)] for layers in ([s.keys for s in states], [s.values for s in states]))
+    keys, values = (
+        [torch.cat(layer) for layer in zip(*layers)]
+        for layers in ([s.keys for s in states], [s.values for s in states])
+    )
     return TextState(torch.cat([s.pooled for s in states]), keys, values)
 
 
@@ -135,7 +158,9 @@ def test_only_cross_attention_takes_one_prompt_for_many_images():
     unet = small_unet("II", torch.float64)
     x, t, text, labels, _ = case("II", "a")
     with torch.no_grad():
-        assert_close(unet(x.double(), t, unet.encode(text[:1]), labels), unet(x.double(), t, unet.encode(text[[0, 0]]), labels))
+        assert_close(
+            unet(x.double(), t, unet.encode(text[:1]), labels), unet(x.double(), t, unet.encode(text[[0, 0]]), labels)
+        )
 
 
 @pytest.mark.parametrize("size", [4, 16])
@@ -144,7 +169,10 @@ def test_the_convolution_of_an_enlarged_picture_is_a_transposed_one(size):
     x = torch.randn(2, 3, size, size + 1, dtype=torch.float64)
     want = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
     assert_close(conv_of_enlarged(x, conv), want)
-    assert_close(conv_of_enlarged(x.contiguous(memory_format=torch.channels_last), conv.to(memory_format=torch.channels_last)), want)
+    assert_close(
+        conv_of_enlarged(x.contiguous(memory_format=torch.channels_last), conv.to(memory_format=torch.channels_last)),
+        want,
+    )
 
 
 def test_the_convolution_of_a_small_picture_is_one_product_of_matrices(monkeypatch):
@@ -162,7 +190,10 @@ def test_the_convolution_of_a_small_picture_is_one_product_of_matrices(monkeypat
 def test_attention_head_by_head_is_attention(M, monkeypatch):
     q, k, v = torch.randn(2, M, 12, dtype=torch.float64), *torch.randn(2, 2, 7, 12, dtype=torch.float64)
     want = attend(q, k, v, 3)
-    heads = [torch.softmax(q[..., i : i + 4] @ k[..., i : i + 4].transpose(1, 2) / 2, dim=2) @ v[..., i : i + 4] for i in (0, 4, 8)]
+    heads = [
+        torch.softmax(q[..., i : i + 4] @ k[..., i : i + 4].transpose(1, 2) / 2, dim=2) @ v[..., i : i + 4]
+        for i in (0, 4, 8)
+    ]
     assert_close(want, torch.cat(heads, dim=2))
     monkeypatch.setattr(if_unet, "lean", lambda x: True)
     monkeypatch.setattr(F, "scaled_dot_product_attention", None)
@@ -180,8 +211,13 @@ def test_attention_in_bfloat16_stays_close_for_large_scores_too():
 def test_scale_and_shift_are_folded_into_the_norm(layout):
     norm = torch.nn.GroupNorm(4, 8, dtype=torch.float64)
     torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    x, scale, shift = torch.randn(3, 8, 5, 4, dtype=torch.float64).contiguous(memory_format=layout), *torch.randn(2, 3, 8, dtype=torch.float64)
-    assert_close(norm_scale_shift(x, norm, scale, shift), norm(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+    x, scale, shift = (
+        torch.randn(3, 8, 5, 4, dtype=torch.float64).contiguous(memory_format=layout),
+        *torch.randn(2, 3, 8, dtype=torch.float64),
+    )
+    assert_close(
+        norm_scale_shift(x, norm, scale, shift), norm(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    )
 
 
 @pytest.mark.parametrize("stage", ["I", "II"])
@@ -215,7 +251,11 @@ def divisor_less_one(unet, patch):
 
 
 def token_without_mean(unet, patch):
-    patch(AttentionPool, "forward", lambda self, x: if_unet.attend(*(p(x) for p in (self.q_proj, self.k_proj, self.v_proj)), self.heads)[:, 0])
+    patch(
+        AttentionPool,
+        "forward",
+        lambda self, x: if_unet.attend(*(p(x) for p in (self.q_proj, self.k_proj, self.v_proj)), self.heads)[:, 0],
+    )
 
 
 def pool_padding_out(unet, patch):
@@ -280,7 +320,7 @@ MISTAKES = {
     "16 groups of norm_cross": ("I", for_attentions(groups=16)),
     "norm_cross a token": ("I", norm_of_each_token),
     "skip before features": ("I", skip_first),
-    "class_labels through the time MLP": ("II", lambda unet, patch: setattr(unet, "class_embedding", unet.time_embedding)),
+    "class_labels by the time MLP": ("II", lambda unet, patch: setattr(unet, "class_embedding", unet.time_embedding)),
 }  # fmt: skip
 
 
@@ -312,9 +352,9 @@ def test_the_golden_numbers_notice(mistake, monkeypatch):
     ("layers_per_block", [1, 1], "one or 4"),
     ("cross_attention_dim", 40, "multiples of 32"),
     ("norm_num_groups", 5, "multiples of 5"),
-    ("attention_head_dim", 5, "5 wide"),
-    ("block_out_channels", None, "does not say"),
-    ("block_out_channels", [], "wanted is one or 0"),
+    ("attention_head_dim", 5, "attention_head_dim = 5, expected a divisor of"),
+    ("block_out_channels", None, "lacks"),
+    ("block_out_channels", [], "expected one or 0"),
     ("layers_per_block", 0, "a whole number above 0"),
     ("layers_per_block", [1, 2, "3", 4], "a whole number above 0"),
     ("encoder_hid_dim", 1.5, "a whole number above 0"),
@@ -337,7 +377,10 @@ def test_a_config_that_is_not_built_is_refused_with_its_field_and_the_values_bui
 
 def test_widths_of_heads_a_level_are_read_as_the_reference_reads_them():
     """On the way up it turns every list round but this one."""
-    attends = {"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4, "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4}
+    attends = {
+        "down_block_types": ["SimpleCrossAttnDownBlock2D"] * 4,
+        "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4,
+    }
     with torch.device("meta"):
         unet = IFUNet(CONFIG["I"] | attends | {"block_out_channels": [32] * 4, "attention_head_dim": [4, 8, 16, 32]})
     down, up = ([32 // level.attentions[0].heads for level in levels] for levels in (unet.down_blocks, unet.up_blocks))
@@ -357,13 +400,26 @@ def test_the_configs_eps_is_for_residual_blocks_alone():
     with torch.device("meta"):
         unet = IFUNet(CONFIG["I"] | {"norm_eps": 1e-3})
     attention, resnet = unet.mid_block.attentions[0], unet.mid_block.resnets[0]
-    assert (attention.group_norm.eps, attention.norm_cross.eps, resnet.norm1.eps, resnet.norm2.eps, unet.conv_norm_out.eps) == (1e-5, 1e-5, 1e-3, 1e-3, 1e-3)
+    assert (
+        attention.group_norm.eps,
+        attention.norm_cross.eps,
+        resnet.norm1.eps,
+        resnet.norm2.eps,
+        unet.conv_norm_out.eps,
+    ) == (1e-5, 1e-5, 1e-3, 1e-3, 1e-3)
 
 
 def test_unknown_fields_that_ask_for_nothing_pass_and_absent_ones_are_ifs():
-    config = {name: value for name, value in CONFIG["I"].items() if name not in ("act_fn", "norm_eps", "only_cross_attention", "resnet_out_scale_factor")}
+    config = {
+        name: value
+        for name, value in CONFIG["I"].items()
+        if name not in ("act_fn", "norm_eps", "only_cross_attention", "resnet_out_scale_factor")
+    }
     with torch.device("meta"):
-        unet = IFUNet(config | {"brand_new": None, "brand_old": False, "_anything": 3, "dropout": 0.0, "attention_type": "default"})
+        unet = IFUNet(
+            config
+            | {"brand_new": None, "brand_old": False, "_anything": 3, "dropout": 0.0, "attention_type": "default"}
+        )
     assert set(unet.state_dict()) == set(unet_weights("I"))
 
 
@@ -377,9 +433,9 @@ def test_inputs_that_do_not_fit_are_refused():
         one(torch.zeros(1, 6, 16, 16), 5, state)
     with pytest.raises(ValueError, match="float16: cast"):
         one(x.half(), t, state)
-    with pytest.raises(ValueError, match="2 prompts, wanted is 1 or 3"):
+    with pytest.raises(ValueError, match="expected 1 or 3 prompts, got 2"):
         one(torch.zeros(3, 3, 16, 16), 5, state)
-    with pytest.raises(ValueError, match="t must be one number or"):
+    with pytest.raises(ValueError, match=r"expected t of shape \(\) or"):
         one(x, torch.zeros(5), state)
     with pytest.raises(ValueError, match="class_labels"):
         one(x, t, state, t)
@@ -394,7 +450,8 @@ def test_what_a_compiler_is_given_has_the_same_numbers_and_gradients(stage, monk
     x, t, text, labels, _ = case(stage, "a")
     unet, found = small_unet(stage).requires_grad_(True), []
     for compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)  # as while it is traced, but no C++
+        # as while it is traced, but no C++
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
         unet.zero_grad()
         eps, _ = unet(x.contiguous(memory_format=torch.channels_last), t, unet.encode(text), labels)
         eps.square().sum().backward()

@@ -41,7 +41,9 @@ def test_the_middle_pixel_of_an_odd_image_has_no_angle_and_stays_a_number():
 def test_a_mirror_image_folds_on_its_axis_and_a_negative_is_grey_half_way():
     x = images(1, 1, 8, 8) / 2 + 0.5
     folded = under_way(x, view("vflip"), 0.5, paper=-1.0)
-    assert (folded[0, 0].amax(1) >= 0).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
+    assert (
+        folded[0, 0].amax(1) >= 0
+    ).sum() <= 6  # rows of the canvas with something in them: one pixel of 4, half as large again
     assert_close(pixels(under_way(x, view("negate"), 0.5), 8, 4), torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64))
 
 
@@ -51,6 +53,12 @@ def test_an_animation_goes_on_for_ever_and_rests_on_its_last_frame(tmp_path):
         assert picture.info["loop"] == 0
         durations = [picture.seek(i) or picture.info["duration"] for i in range(3)]
     assert durations == [100, 100, 1500]
+
+
+@pytest.mark.parametrize(("frames", "says"), [([], "no frames"), ([Image.new("L", (1, 65536))], "frames of 1 x 65536")])
+def test_what_no_gif_can_hold_is_refused_in_one_sentence(tmp_path, frames, says):
+    with pytest.raises(ValueError, match=f"at most 65535 x 65535 pixels, got {says}: draw fewer images"):
+        save_gif(frames, tmp_path / "x.gif")
 
 
 def test_a_pixel_of_a_grid_is_a_square_of_one_colour():
@@ -72,7 +80,22 @@ def test_names_stand_above_their_columns_and_beside_their_rows():
     assert (above, left) == (pytest.approx([50, 150], abs=10), pytest.approx([25, 75], abs=10))
 
 
-ANY_TEXT = ["a\nb", "\r\n", "\0", "\x1b[31m", "\ud800", "\udcff", "👨‍👩‍👧", "שלום", "e\u0301" * 500, "\u200b" * 99, "\u202eabc", "\u2028", "日本語" * 99, "\U0010ffff"]
+ANY_TEXT = [
+    "a\nb",
+    "\r\n",
+    "\0",
+    "\x1b[31m",
+    "\ud800",
+    "\udcff",
+    "👨‍👩‍👧",
+    "שלום",
+    "e\u0301" * 500,
+    "\u200b" * 99,
+    "\u202eabc",
+    "\u2028",
+    "日本語" * 99,
+    "\U0010ffff",
+]
 
 
 @pytest.mark.parametrize("text", ANY_TEXT, ids=ascii)
@@ -96,7 +119,9 @@ def test_a_line_break_is_a_space_and_what_is_too_long_ends_in_dots():
 def test_the_time_of_a_caption_does_not_grow_with_the_square_of_its_length(monkeypatch):
     asked = []
     textlength = ImageDraw.ImageDraw.textlength
-    monkeypatch.setattr(ImageDraw.ImageDraw, "textlength", lambda self, text: asked.append(len(text)) or textlength(self, text))
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "textlength", lambda self, text: asked.append(len(text)) or textlength(self, text)
+    )
     captioned(Image.new("L", (400, 20)), ["ab " * 10**6])
     assert sum(asked) < 10_000
 

@@ -71,7 +71,7 @@ def test_the_classifier_is_its_blocks_in_their_order():
     assert_close(net(x), features @ net.read.weight.T + net.read.bias)
     assert sum(p.numel() for p in Classifier().parameters()) == 267_010
     for shape in [(5, 28, 28), (5, 3, 28, 28), (5, 1, 32, 32)]:
-        with pytest.raises(ValueError, match="built for images"):
+        with pytest.raises(ValueError, match="expected images"):
             net(torch.zeros(shape))
 
 

@@ -48,18 +48,75 @@ GROUP, MEMORY = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
 SYSTEMS = {
     "no limit": (MEMINFO, 7000),
     "an old Linux": ({"proc/meminfo": "MemTotal: 9216000 kB\nMemFree: 3072000 kB\nCached: 1024000 kB\n"}, 4000),
-    "version 2": (TWO | {GROUP + "a/b/memory.max": f"{900 * MB}\n", GROUP + "a/b/memory.current": f"{200 * MB}\n"}, 700),
-    "a group around it": (TWO | {GROUP + "a/memory.max": f"{500 * MB}\n", GROUP + "a/memory.current": f"{100 * MB}\n", GROUP + "a/b/memory.max": "max\n", GROUP + "a/b/memory.current": "0\n"}, 400),
-    "both": (TWO | {f"{GROUP}{g}/memory.{n}": f"{v * MB}\n" for g, m, c in (("a", 500, 300), ("a/b", 400, 100)) for n, v in (("max", m), ("current", c))}, 200),
+    "version 2": (
+        TWO | {GROUP + "a/b/memory.max": f"{900 * MB}\n", GROUP + "a/b/memory.current": f"{200 * MB}\n"},
+        700,
+    ),
+    "a group around it": (
+        TWO
+        | {
+            GROUP + "a/memory.max": f"{500 * MB}\n",
+            GROUP + "a/memory.current": f"{100 * MB}\n",
+            GROUP + "a/b/memory.max": "max\n",
+            GROUP + "a/b/memory.current": "0\n",
+        },
+        400,
+    ),
+    "both": (
+        TWO
+        | {
+            f"{GROUP}{g}/memory.{n}": f"{v * MB}\n"
+            for g, m, c in (("a", 500, 300), ("a/b", 400, 100))
+            for n, v in (("max", m), ("current", c))
+        },
+        200,
+    ),
     "a container": (TWO | {GROUP + "memory.max": f"{300 * MB}\n", GROUP + "memory.current": f"{100 * MB}\n"}, 200),
-    "files in the cache": (TWO | {GROUP + "a/b/memory.max": f"{900 * MB}\n", GROUP + "a/b/memory.current": f"{800 * MB}\n", GROUP + "a/b/memory.stat": f"anon 5\ninactive_file {600 * MB}\n"}, 700),
-    "more than there is": (TWO | {GROUP + "a/b/memory.max": f"{90_000 * MB}\n", GROUP + "a/b/memory.current": "0\n"}, 7000),
+    "files in the cache": (
+        TWO
+        | {
+            GROUP + "a/b/memory.max": f"{900 * MB}\n",
+            GROUP + "a/b/memory.current": f"{800 * MB}\n",
+            GROUP + "a/b/memory.stat": f"anon 5\ninactive_file {600 * MB}\n",
+        },
+        700,
+    ),
+    "more than there is": (
+        TWO | {GROUP + "a/b/memory.max": f"{90_000 * MB}\n", GROUP + "a/b/memory.current": "0\n"},
+        7000,
+    ),
     "all used": (TWO | {GROUP + "a/b/memory.max": f"{100 * MB}\n", GROUP + "a/b/memory.current": f"{200 * MB}\n"}, 0),
-    "version 1": (ONE | {MEMORY + "a/b/memory.limit_in_bytes": f"{900 * MB}\n", MEMORY + "a/b/memory.usage_in_bytes": f"{200 * MB}\n", MEMORY + "a/b/memory.stat": f"total_inactive_file {50 * MB}\n"}, 750),
-    "version 1 without": (ONE | {MEMORY + "memory.limit_in_bytes": "9223372036854771712\n", MEMORY + "memory.usage_in_bytes": f"{200 * MB}\n"}, 7000),
-    "version 1, a container": (ONE | {MEMORY + "memory.limit_in_bytes": f"{300 * MB}\n", MEMORY + "memory.usage_in_bytes": f"{200 * MB}\n"}, 100),
-    "another controller's limit": (MEMINFO | {"proc/self/cgroup": "3:cpu:/a\n", MEMORY + "a/memory.limit_in_bytes": "1\n", MEMORY + "a/memory.usage_in_bytes": "0\n"}, 7000),
-}  # fmt: skip
+    "version 1": (
+        ONE
+        | {
+            MEMORY + "a/b/memory.limit_in_bytes": f"{900 * MB}\n",
+            MEMORY + "a/b/memory.usage_in_bytes": f"{200 * MB}\n",
+            MEMORY + "a/b/memory.stat": f"total_inactive_file {50 * MB}\n",
+        },
+        750,
+    ),
+    "version 1 without": (
+        ONE
+        | {
+            MEMORY + "memory.limit_in_bytes": "9223372036854771712\n",
+            MEMORY + "memory.usage_in_bytes": f"{200 * MB}\n",
+        },
+        7000,
+    ),
+    "version 1, a container": (
+        ONE | {MEMORY + "memory.limit_in_bytes": f"{300 * MB}\n", MEMORY + "memory.usage_in_bytes": f"{200 * MB}\n"},
+        100,
+    ),
+    "another controller's limit": (
+        MEMINFO
+        | {
+            "proc/self/cgroup": "3:cpu:/a\n",
+            MEMORY + "a/memory.limit_in_bytes": "1\n",
+            MEMORY + "a/memory.usage_in_bytes": "0\n",
+        },
+        7000,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -84,7 +141,9 @@ def test_free_memory_of_this_machine_and_of_others_without_proc(tmp_path, monkey
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted by Linux, and memory is kept by glibc")
 def test_memory_that_is_freed_is_kept_for_the_next_step():
-    """Three blocks of 30 MB, written to and freed: 22,000 pages, and a page fault for each that the system had back in between."""
+    """Three blocks of 30 MB, written to and freed: 22,000 pages, and a page fault for each that the system had back in
+    between.
+    """
     program = """
 import ctypes, resource
 from minidiff.machine import keep_freed_memory
@@ -114,5 +173,7 @@ def test_a_process_of_many_has_the_device_of_its_number(monkeypatch):
     assert machine.choose_device() == torch.device("cuda", 3)
     assert machine.choose_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "4")
-    with pytest.raises(ValueError, match="torchrun started 5 processes or more on this machine, it has 4 of cuda: lower"):
+    with pytest.raises(
+        ValueError, match="torchrun started 5 processes or more on this machine, it has 4 of cuda: start fewer"
+    ):
         machine.choose_device()

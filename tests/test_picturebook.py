@@ -76,12 +76,16 @@ def test_an_before_a_vowel_that_is_heard(words):
     assert with_article(words) == f"an {words}"
 
 
-@pytest.mark.parametrize("words", ["unicorn", "red apple", "ufo", "cactus", "glass of milk", "ewe", "rhinoceros", "dress"])
+@pytest.mark.parametrize(
+    "words", ["unicorn", "red apple", "ufo", "cactus", "glass of milk", "ewe", "rhinoceros", "dress"]
+)
 def test_a_before_other_single_things(words):
     assert with_article(words) == f"a {words}"
 
 
-@pytest.mark.parametrize("words", ["cherries", "bread", "scissors", "mount fuji", "orange trousers", "toilet paper", "skis"])
+@pytest.mark.parametrize(
+    "words", ["cherries", "bread", "scissors", "mount fuji", "orange trousers", "toilet paper", "skis"]
+)
 def test_no_article_before_many_or_what_is_not_counted(words):
     assert with_article(words) == words
 
@@ -95,7 +99,11 @@ def test_prompts():
 
 
 def test_captions_name_the_thing_and_the_style_as_often_as_promised(book):
-    i = next(i for i in range(len(book.thing)) if book.things[book.thing[i]].name == "pear" and book.styles[book.style[i]] == "pixel")
+    i = next(
+        i
+        for i in range(len(book.thing))
+        if book.things[book.thing[i]].name == "pear" and book.styles[book.style[i]] == "pixel"
+    )
     generator = seeded()
     said = [caption(book, i, generator) for _ in range(2000)]
     share = lambda pattern: sum(bool(re.search(pattern, s)) for s in said) / len(said)  # noqa: E731
@@ -107,7 +115,11 @@ def test_captions_name_the_thing_and_the_style_as_often_as_promised(book):
 
 
 def test_no_red_apple_is_said_of_a_black_one(book):
-    black = [i for i in range(len(book.thing)) if book.things[book.thing[i]].name == "apple" and book.styles[book.style[i]] in book.colourless]
+    black = [
+        i
+        for i in range(len(book.thing))
+        if book.things[book.thing[i]].name == "apple" and book.styles[book.style[i]] in book.colourless
+    ]
     generator = seeded()
     assert not any("red" in caption(book, i, generator) for i in black for _ in range(200))
 
@@ -115,7 +127,9 @@ def test_no_red_apple_is_said_of_a_black_one(book):
 def test_every_word_of_a_caption_is_in_the_vocabulary(book):
     known, generator = vocabulary(book), seeded()
     assert {"apple", "owl", "rocket", "pixel", "silhouette", "blue", "fruit", "a", "an"} <= known
-    assert {word for i in range(0, len(book.thing), 7) for word in picturebook.words(caption(book, i, generator, "blue"))} <= known
+    assert {
+        word for i in range(0, len(book.thing), 7) for word in picturebook.words(caption(book, i, generator, "blue"))
+    } <= known
 
 
 def test_one_seed_gives_one_batch(book):
@@ -127,7 +141,9 @@ def test_one_seed_gives_one_batch(book):
 
 
 def test_turning_red_by_120_degrees_gives_green_and_leaves_far_hues_greys_and_alpha_alone():
-    pixels = torch.tensor([[255, 0, 0, 255], [200, 100, 100, 9], [0, 0, 255, 255], [90, 90, 90, 255]], dtype=torch.uint8)
+    pixels = torch.tensor(
+        [[255, 0, 0, 255], [200, 100, 100, 9], [0, 0, 255, 255], [90, 90, 90, 255]], dtype=torch.uint8
+    )
     turned = recolour(pixels.T.reshape(4, 1, 4), 0, 120).reshape(4, 4).T
     assert turned.tolist() == [[0, 255, 0, 255], [100, 200, 100, 9], [0, 0, 255, 255], [90, 90, 90, 255]]
 

@@ -1,4 +1,6 @@
-"""Pictures and masks: every kind of file gives the pixels that a viewer shows, and what is no picture is refused in one sentence."""
+"""Pictures and masks: every kind of file gives the pixels that a viewer shows, and what is no picture is refused in one
+sentence.
+"""
 
 import io
 import runpy
@@ -26,7 +28,9 @@ def quarters(size=(4, 4), mode="RGB"):
     return picture.convert(mode)
 
 
-@pytest.mark.parametrize("name, options", [("a.png", {}), ("a.webp", {"lossless": True}), ("a.jpg", {"quality": 100, "subsampling": 0})])
+@pytest.mark.parametrize(
+    "name, options", [("a.png", {}), ("a.webp", {"lossless": True}), ("a.jpg", {"quality": 100, "subsampling": 0})]
+)
 def test_png_jpeg_and_webp_are_read(tmp_path, name, options):
     quarters((32, 32)).save(tmp_path / name, **options)
     wanted = torch.tensor([[[1, -1], [-1, 1]], [[-1, 1], [-1, 1]], [[-1, -1], [1, 1]]]).float()
@@ -70,7 +74,12 @@ def test_a_pixel_is_the_mean_of_the_area_that_it_covers():
     picture = Image.new("L", (3, 3), 0)
     picture.putpixel((1, 1), 180)
     assert_close(fitted(picture, (1, 1), 1) * 255, torch.tensor([[[[20.0]]]]))
-    assert_close(fitted(Image.linear_gradient("L"), (4, 4), 1)[0, 0, :, 0] * 255, torch.tensor([31.5, 95.5, 159.5, 223.5]), atol=0.5, rtol=0)
+    assert_close(
+        fitted(Image.linear_gradient("L"), (4, 4), 1)[0, 0, :, 0] * 255,
+        torch.tensor([31.5, 95.5, 159.5, 223.5]),
+        atol=0.5,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("size", [(300, 600), (600, 300)])
@@ -133,12 +142,25 @@ def chunk(kind, data):
 def png_of(width, height, depth, colour, rows, *between, after=b"", head=b""):
     """A PNG by hand: its rows of packed pixels, and chunks before and after them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return PNG + header + head + b"".join(between) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))) + after + chunk(b"IEND", b"")
+    return (
+        PNG
+        + header
+        + head
+        + b"".join(between)
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+        + after
+        + chunk(b"IEND", b"")
+    )
 
 
 def png_header(width, height):
     """A PNG that promises width x height pixels in a few bytes."""
-    return PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        PNG
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def packed(values, depth):
@@ -160,14 +182,25 @@ def test_greys_of_every_depth_with_and_without_a_transparent_one(tmp_path, depth
     top = 2**depth - 1
     values = sorted({0, 1, top // 2, top - 1, top})
     hidden = {None: [], "first": [values[0]], "last": [values[-1]]}[key]
-    png = png_of(len(values), 1, depth, 0, [packed(values, depth)], *[chunk(b"tRNS", struct.pack(">H", value)) for value in hidden])
+    png = png_of(
+        len(values),
+        1,
+        depth,
+        0,
+        [packed(values, depth)],
+        *[chunk(b"tRNS", struct.pack(">H", value)) for value in hidden],
+    )
     (tmp_path / "a.png").write_bytes(png)
     assert shown(tmp_path / "a.png") == [[255 if v in hidden else round(v * 255 / top)] * 3 for v in values]
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_the_transparent_colour_is_that_one_alone(tmp_path, depth):
-    pixels = [(1, 2, 3), (1, 2, 4), (60, 120, 180)] if depth == 8 else [(257, 514, 771), (257, 514, 772), (15420, 30840, 46260)]
+    pixels = (
+        [(1, 2, 3), (1, 2, 4), (60, 120, 180)]
+        if depth == 8
+        else [(257, 514, 771), (257, 514, 772), (15420, 30840, 46260)]
+    )
     png = png_of(3, 1, depth, 2, [packed(sum(pixels, ()), depth)], chunk(b"tRNS", struct.pack(">HHH", *pixels[0])))
     (tmp_path / "a.png").write_bytes(png)
     assert shown(tmp_path / "a.png") == [[255, 255, 255], [1, 2, 4 if depth == 8 else 3], [60, 120, 180]]
@@ -192,14 +225,26 @@ def test_a_palette_may_be_transparent_in_parts(tmp_path, depth):
 
 LONG = b"x" * 3_000_000
 AROUND = {
-    "long text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(LONG)), "long plain text": chunk(b"tEXt", b"a\0" + LONG),
+    "long text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(LONG)),
+    "long plain text": chunk(b"tEXt", b"a\0" + LONG),
     "international text": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LONG)),
-    "a profile that is none": chunk(b"iCCP", b"x\0\0" + zlib.compress(LONG)), "a profile that is broken": chunk(b"iCCP", b"x\0\0abc"), "no profile": chunk(b"iCCP", b""),
-    "a bomb of a profile": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8))), "a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
-    "unknown": chunk(b"abCd", LONG), "numbers": chunk(b"gAMA", b"") + chunk(b"cHRM", b"1") + chunk(b"pHYs", b"") + chunk(b"sRGB", b"") + chunk(b"tIME", b"1"),
-    "an animation": chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 1, 0, 0, 1, 1, 0, 0)), "an empty animation": chunk(b"acTL", b""),
-    "EXIF that is none": chunk(b"eXIf", b"abc"), "empty EXIF": chunk(b"eXIf", b""),
-}  # fmt: skip
+    "a profile that is none": chunk(b"iCCP", b"x\0\0" + zlib.compress(LONG)),
+    "a profile that is broken": chunk(b"iCCP", b"x\0\0abc"),
+    "no profile": chunk(b"iCCP", b""),
+    "a bomb of a profile": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8))),
+    "a wrong checksum": chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "unknown": chunk(b"abCd", LONG),
+    "numbers": chunk(b"gAMA", b"")
+    + chunk(b"cHRM", b"1")
+    + chunk(b"pHYs", b"")
+    + chunk(b"sRGB", b"")
+    + chunk(b"tIME", b"1"),
+    "an animation": chunk(b"acTL", struct.pack(">II", 2, 0))
+    + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 1, 0, 0, 1, 1, 0, 0)),
+    "an empty animation": chunk(b"acTL", b""),
+    "EXIF that is none": chunk(b"eXIf", b"abc"),
+    "empty EXIF": chunk(b"eXIf", b""),
+}
 
 
 @pytest.mark.parametrize("name", AROUND)
@@ -214,11 +259,25 @@ def segment(number, data):
     return bytes([0xFF, number]) + struct.pack(">H", len(data) + 2) + data
 
 
-@pytest.mark.parametrize("data", [
-    segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"), segment(0xE1, b""), segment(0xE1, b"Exif\0\0"), segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
-    segment(0xE2, b"MPF\0"), segment(0xE2, b"MPF\0II*\0\x08\0\0\0\x01\0\x01\xb0\x04\0\x01\0\0\0\x02\0\0\0"), segment(0xE2, b"ICC_PROFILE\0\x02\x05abc"), segment(0xE2, b"ICC_PROFILE\0\x01\x01abc"),
-    segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"), segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x01a"), segment(0xFE, b"\xff\0"), segment(0xE0, b"JFXX"), segment(0xEC, LONG[:60000]),
-], ids=lambda data: repr(data[4:30]))  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta"),
+        segment(0xE1, b""),
+        segment(0xE1, b"Exif\0\0"),
+        segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        segment(0xE2, b"MPF\0"),
+        segment(0xE2, b"MPF\0II*\0\x08\0\0\0\x01\0\x01\xb0\x04\0\x01\0\0\0\x02\0\0\0"),
+        segment(0xE2, b"ICC_PROFILE\0\x02\x05abc"),
+        segment(0xE2, b"ICC_PROFILE\0\x01\x01abc"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x01a"),
+        segment(0xFE, b"\xff\0"),
+        segment(0xE0, b"JFXX"),
+        segment(0xEC, LONG[:60000]),
+    ],
+    ids=lambda data: repr(data[4:30]),
+)
 def test_what_surrounds_the_pixels_of_a_photo_does_not_matter(tmp_path, data):
     quarters((32, 32)).save(tmp_path / "a.jpg", quality=100, subsampling=0)
     plain, jpeg = read(tmp_path / "a.jpg", (4, 4)), (tmp_path / "a.jpg").read_bytes()
@@ -226,9 +285,25 @@ def test_what_surrounds_the_pixels_of_a_photo_does_not_matter(tmp_path, data):
     assert torch.equal(read(tmp_path / "a.jpg", (4, 4)), plain)
 
 
-TURNED = {1: lambda x: x, 2: lambda x: x.flip(-1), 3: lambda x: x.flip(-1, -2), 4: lambda x: x.flip(-2), 5: lambda x: x.mT, 6: lambda x: x.rot90(-1, (-2, -1)), 7: lambda x: x.mT.flip(-1, -2), 8: lambda x: x.rot90(1, (-2, -1))}
+TURNED = {
+    1: lambda x: x,
+    2: lambda x: x.flip(-1),
+    3: lambda x: x.flip(-1, -2),
+    4: lambda x: x.flip(-2),
+    5: lambda x: x.mT,
+    6: lambda x: x.rot90(-1, (-2, -1)),
+    7: lambda x: x.mT.flip(-1, -2),
+    8: lambda x: x.rot90(1, (-2, -1)),
+}
 KINDS = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"}
-ODD = [(0x011A, 2, 3, b"72\0"), (0x0100, 2, 5, b"4000\0"), (0x0213, 5, 1, struct.pack("<II", 1, 0)), (0x010F, 99, 7, b"abc"), (0x8769, 4, 1, b"\xff\xff\xff\x7f"), (0x927C, 7, 4_000_000, b"")]
+ODD = [
+    (0x011A, 2, 3, b"72\0"),
+    (0x0100, 2, 5, b"4000\0"),
+    (0x0213, 5, 1, struct.pack("<II", 1, 0)),
+    (0x010F, 99, 7, b"abc"),
+    (0x8769, 4, 1, b"\xff\xff\xff\x7f"),
+    (0x927C, 7, 4_000_000, b""),
+]
 
 
 def exif(order, *entries):
@@ -257,7 +332,19 @@ def test_every_orientation_of_every_type_is_turned_whatever_else_the_camera_says
             assert_close(read(tmp_path / name, (2, 2), 3, 0, 1), turned(upright), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("entry", [(0x0112, 3, 1, b"\0\0"), (0x0112, 3, 1, b"\x09\0"), (0x0112, 2, 2, b"6\0"), (0x0112, 3, 0, b""), (0x0112, 5, 1, struct.pack("<II", 6, 0)), (0x0112, 11, 1, struct.pack("<f", float("nan"))), (0x0112, 12, 1, struct.pack("<d", 1e300))], ids=repr)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (0x0112, 3, 1, b"\0\0"),
+        (0x0112, 3, 1, b"\x09\0"),
+        (0x0112, 2, 2, b"6\0"),
+        (0x0112, 3, 0, b""),
+        (0x0112, 5, 1, struct.pack("<II", 6, 0)),
+        (0x0112, 11, 1, struct.pack("<f", float("nan"))),
+        (0x0112, 12, 1, struct.pack("<d", 1e300)),
+    ],
+    ids=repr,
+)
 def test_an_orientation_that_is_none_turns_nothing(tmp_path, entry):
     Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
     png = (tmp_path / "a.png").read_bytes()
@@ -276,14 +363,28 @@ def profile(space, *colours):
         return b"XYZ " + bytes(4) + number(x) + number(y) + number(z)
 
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(1.8 * 256)) + bytes(2)
-    tags = [(b"desc", b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(80)), (b"cprt", b"text" + bytes(4) + b"CC0\0"), (b"wtpt", xyz(0.9642, 1, 0.8249))]
+    tags = [
+        (b"desc", b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(80)),
+        (b"cprt", b"text" + bytes(4) + b"CC0\0"),
+        (b"wtpt", xyz(0.9642, 1, 0.8249)),
+    ]
     tags += [(name, xyz(*colour)) for name, colour in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colours)]
     tags += [(name, curve) for name in ((b"rTRC", b"gTRC", b"bTRC") if colours else (b"kTRC",))]
     offset, table, data = 132 + 12 * len(tags), b"", b""
     for name, content in tags:
-        table, data = table + name + struct.pack(">II", offset + len(data), len(content)), data + content + bytes(-len(content) % 4)
-    head = struct.pack(">I4sI4s4s4s6H", offset + len(data), b"lcms", 0x02400000, b"mntr", space, b"XYZ ", 2024, 1, 1, 0, 0, 0)
-    return (head + b"acspAPPL" + bytes(24) + number(0.9642) + number(1) + number(0.8249)).ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+        table, data = (
+            table + name + struct.pack(">II", offset + len(data), len(content)),
+            data + content + bytes(-len(content) % 4),
+        )
+    head = struct.pack(
+        ">I4sI4s4s4s6H", offset + len(data), b"lcms", 0x02400000, b"mntr", space, b"XYZ ", 2024, 1, 1, 0, 0, 0
+    )
+    return (
+        (head + b"acspAPPL" + bytes(24) + number(0.9642) + number(1) + number(0.8249)).ljust(128, b"\0")
+        + struct.pack(">I", len(tags))
+        + table
+        + data
+    )
 
 
 P3 = profile(b"RGB ", (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
@@ -292,23 +393,39 @@ GREY = profile(b"GRAY")
 
 def on_screen(pixel, icc, mode):
     source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-    return list(ImageCms.profileToProfile(Image.new(mode, (1, 1), pixel), source, ImageCms.createProfile("sRGB"), outputMode="RGB").getpixel((0, 0)))
+    return list(
+        ImageCms.profileToProfile(
+            Image.new(mode, (1, 1), pixel), source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        ).getpixel((0, 0))
+    )
 
 
-@pytest.mark.parametrize(("picture", "icc", "wanted"), [
-    (Image.new("RGB", (2, 1), (200, 60, 60)), P3, on_screen((200, 60, 60), P3, "RGB")),
-    (Image.new("RGB", (2, 1), (200, 60, 60)).convert("P", palette=Image.Palette.ADAPTIVE), P3, on_screen((200, 60, 60), P3, "RGB")),
-    (Image.new("RGBA", (2, 1), (200, 60, 60, 255)), P3, on_screen((200, 60, 60), P3, "RGB")),
-    (Image.new("RGBA", (2, 1), (200, 60, 60, 0)), P3, [255, 255, 255]),
-    (Image.new("L", (2, 1), 100), GREY, on_screen(100, GREY, "L")),
-    (Image.new("LA", (2, 1), (100, 255)), GREY, on_screen(100, GREY, "L")),
-    (Image.new("I;16", (2, 1), 100 * 257), GREY, on_screen(100, GREY, "L")),
-    (Image.new("L", (2, 1), 100), P3, on_screen((100, 100, 100), P3, "RGB")),
-    (Image.new("RGB", (2, 1), (200, 60, 60)), GREY, [200, 60, 60]),
-    (Image.new("RGB", (2, 1), (200, 60, 60)), P3[:200], [200, 60, 60]),
-    (Image.new("RGB", (2, 1), (200, 60, 60)), b"no profile", [200, 60, 60]),
-    (Image.new("RGB", (2, 1), (200, 60, 60)), ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), [200, 60, 60]),
-], ids=lambda value: getattr(value, "mode", None))  # fmt: skip
+@pytest.mark.parametrize(
+    ("picture", "icc", "wanted"),
+    [
+        (Image.new("RGB", (2, 1), (200, 60, 60)), P3, on_screen((200, 60, 60), P3, "RGB")),
+        (
+            Image.new("RGB", (2, 1), (200, 60, 60)).convert("P", palette=Image.Palette.ADAPTIVE),
+            P3,
+            on_screen((200, 60, 60), P3, "RGB"),
+        ),
+        (Image.new("RGBA", (2, 1), (200, 60, 60, 255)), P3, on_screen((200, 60, 60), P3, "RGB")),
+        (Image.new("RGBA", (2, 1), (200, 60, 60, 0)), P3, [255, 255, 255]),
+        (Image.new("L", (2, 1), 100), GREY, on_screen(100, GREY, "L")),
+        (Image.new("LA", (2, 1), (100, 255)), GREY, on_screen(100, GREY, "L")),
+        (Image.new("I;16", (2, 1), 100 * 257), GREY, on_screen(100, GREY, "L")),
+        (Image.new("L", (2, 1), 100), P3, on_screen((100, 100, 100), P3, "RGB")),
+        (Image.new("RGB", (2, 1), (200, 60, 60)), GREY, [200, 60, 60]),
+        (Image.new("RGB", (2, 1), (200, 60, 60)), P3[:200], [200, 60, 60]),
+        (Image.new("RGB", (2, 1), (200, 60, 60)), b"no profile", [200, 60, 60]),
+        (
+            Image.new("RGB", (2, 1), (200, 60, 60)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+            [200, 60, 60],
+        ),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
 def test_colours_are_those_of_a_screen_whatever_the_profile(tmp_path, picture, icc, wanted):
     picture.save(tmp_path / "a.png", icc_profile=icc)
     assert shown(tmp_path / "a.png") == [pytest.approx(wanted, abs=2)] * 2
@@ -316,8 +433,12 @@ def test_colours_are_those_of_a_screen_whatever_the_profile(tmp_path, picture, i
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
 def test_profiles_of_photos_count_too(tmp_path, name):
-    Image.new("RGB", (16, 16), (200, 60, 60)).save(tmp_path / name, icc_profile=P3, quality=100, **({"lossless": True} if name == "a.webp" else {"subsampling": 0}))
-    assert read(tmp_path / name, (1, 1), 3, 0, 255).flatten().tolist() == pytest.approx(on_screen((200, 60, 60), P3, "RGB"), abs=3)
+    Image.new("RGB", (16, 16), (200, 60, 60)).save(
+        tmp_path / name, icc_profile=P3, quality=100, **({"lossless": True} if name == "a.webp" else {"subsampling": 0})
+    )
+    assert read(tmp_path / name, (1, 1), 3, 0, 255).flatten().tolist() == pytest.approx(
+        on_screen((200, 60, 60), P3, "RGB"), abs=3
+    )
 
 
 def test_inks_without_a_profile_and_with_one_of_another_kind_are_colours(tmp_path):
@@ -329,19 +450,31 @@ def test_inks_without_a_profile_and_with_one_of_another_kind_are_colours(tmp_pat
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
 def test_of_an_animation_the_first_frame_is_read(tmp_path, name):
     frames = [Image.new("RGBA", (8, 8), colour) for colour in ((255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 0))]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100, **({"lossless": True} if name == "a.webp" else {}))
+    frames[0].save(
+        tmp_path / name,
+        save_all=True,
+        append_images=frames[1:],
+        duration=100,
+        **({"lossless": True} if name == "a.webp" else {}),
+    )
     assert read(tmp_path / name, (1, 1), 3, 0, 1).flatten().tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("arrays", "says"), [
-    ({"images": torch.zeros(2, 3, 8, 6)}, r"has images \(2, 3, 8, 6\), the model takes images \(N, 3, 8, 8\) in \[0, 1\]: give a picture"),
-    ({"images": torch.zeros(2, 1, 8, 8)}, r"has images \(2, 1, 8, 8\)"),
-    ({"images": torch.zeros(0, 3, 8, 8)}, r"has images \(0, 3, 8, 8\)"),
-    ({"images": torch.zeros(3, 8, 8)}, r"has images \(3, 8, 8\)"),
-    ({"labels": torch.zeros(3)}, "has no images, the model takes"),
-    ({"images": torch.full((1, 3, 8, 8), 1.5)}, r"has images in \[1.5, 1.5\], expected"),
-    ({"images": torch.full((1, 3, 8, 8), torch.nan)}, r"has images in \[nan, nan\], expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (
+            {"images": torch.zeros(2, 3, 8, 6)},
+            r"has images \(2, 3, 8, 6\), the model takes images \(N, 3, 8, 8\) in \[0, 1\]: give a picture",
+        ),
+        ({"images": torch.zeros(2, 1, 8, 8)}, r"has images \(2, 1, 8, 8\)"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, r"has images \(0, 3, 8, 8\)"),
+        ({"images": torch.zeros(3, 8, 8)}, r"has images \(3, 8, 8\)"),
+        ({"labels": torch.zeros(3)}, "has no images, the model takes"),
+        ({"images": torch.full((1, 3, 8, 8), 1.5)}, r"has images in \[1.5, 1.5\], expected"),
+        ({"images": torch.full((1, 3, 8, 8), torch.nan)}, r"has images in \[nan, nan\], expected"),
+    ],
+)
 def test_arrays_of_another_shape_are_refused_with_it(tmp_path, arrays, says):
     save_arrays(arrays, tmp_path / "a.npz", {})
     with pytest.raises(ValueError, match=says):
@@ -400,7 +533,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_every_shipped_picture_is_what_its_script_draws_and_has_a_source_and_a_licence():
     listed = (PICTURES / "README.md").read_text()
     made = runpy.run_path(str(PICTURES / "make.py"))
-    for name, drawing in {"tower": "tower", "apple": "apple", "drawing-house": "house", "drawing-three": "three"}.items():
+    for name, drawing in {
+        "tower": "tower",
+        "apple": "apple",
+        "drawing-house": "house",
+        "drawing-three": "three",
+    }.items():
         drawn = made[drawing]()
         assert_close(read(PICTURES / f"{name}.png", (32, 32), 3, 0, 1), fitted(drawn, (32, 32)), atol=0.06, rtol=0)
     for path in PICTURES.glob("*.png"):

@@ -35,7 +35,8 @@ def model(runs, task):
 @pytest.mark.parametrize("task", DIGITS)
 def test_a_run_writes_its_curve_its_samples_its_state_and_its_weights(runs, task):
     assert {p.name for p in (runs / task).iterdir()} == {
-        "loss.csv", "loss.png", "samples-epoch-001.png", "samples-epoch-002.png", "state.safetensors", f"mnist-{task}.safetensors",
+        "loss.csv", "loss.png", "samples-epoch-001.png", "samples-epoch-002.png",
+        "state.safetensors", f"mnist-{task}.safetensors",
     }  # fmt: skip
     _, settings = load_tensors(model(runs, task))
     assert (settings["task"], settings["seed"], settings["epoch"]) == (task, 137, 2)
@@ -62,7 +63,8 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(task, tmp_path, runs,
     monkeypatch.setattr(digit_tasks, "loss", killed)
     command = [task, *SMALL, "--epochs", "2", "--out", str(tmp_path), "--save-every", "0"]
     assert train.main(command) == 130
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"goes on with: python train.py {task} --resume --out {tmp_path}")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"goes on with: python train.py {task} --resume --out {tmp_path}")
     assert load_tensors(tmp_path / "state.safetensors")[1]["batch"] == 1
     monkeypatch.setattr(digit_tasks, "loss", honest)
     assert train.main([task, "--out", str(tmp_path), "--resume"]) == 0
@@ -82,7 +84,11 @@ def test_a_run_can_begin_with_the_layers_of_another_network(runs, refused):
     for mine in (run.net, run.averaged):
         for name, tensor in mine.state_dict().items():
             assert_close(tensor, theirs[name], rtol=0, atol=0)
-    refused(train, ["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")], "--init wants a network of the same widths")
+    refused(
+        train,
+        ["time", "--width", "8", "--init", model(runs, "class"), "--out", str(runs / "never")],
+        "--init wants a network of the same widths",
+    )
     assert not (runs / "never").exists()
 
 
@@ -105,7 +111,11 @@ def test_train_refuses_in_one_line_with_exit_code_2(arguments, says, refused):
 
 def test_a_run_is_never_overwritten_nor_resumed_with_other_settings(runs, refused):
     refused(train, ["class", *SMALL, "--epochs", "2", "--out", str(runs / "class")], "holds a run: go on with --resume")
-    refused(train, ["class", *SMALL, "--epochs", "3", "--out", str(runs / "class"), "--resume"], "has epochs = 2, asked for 3")
+    refused(
+        train,
+        ["class", *SMALL, "--epochs", "3", "--out", str(runs / "class"), "--resume"],
+        "has epochs = 2, asked for 3",
+    )
 
 
 def test_a_run_is_not_resumed_with_a_setting_that_it_did_not_have_nor_its_weights_overwritten(runs, tmp_path, capsys):

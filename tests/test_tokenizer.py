@@ -18,7 +18,9 @@ def tokenizer():
     return Tokenizer(SPIECE)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if plain(c["text"]) == c["text"]], ids=lambda c: repr(c["text"][:20]))
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if plain(c["text"]) == c["text"]], ids=lambda c: repr(c["text"][:20])
+)
 @pytest.mark.filterwarnings("ignore:the prompt has")
 def test_ids_are_those_of_the_reference(case, tokenizer):
     ids, mask = tokenizer([case["text"]])
@@ -47,7 +49,12 @@ def test_a_long_prompt_is_cut_and_the_warning_names_the_words(tokenizer):
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "empty.model").touch()
     (tmp_path / "pointer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
-    says = {tmp_path / "absent.model": "cannot be read", GOLDEN / "README.md": "delete it and get it again", tmp_path / "empty.model": "it has 0 bytes", tmp_path / "pointer.model": "git lfs pull"}
+    says = {
+        tmp_path / "absent.model": "cannot be read",
+        GOLDEN / "README.md": "delete it and get it again",
+        tmp_path / "empty.model": "it has 0 bytes",
+        tmp_path / "pointer.model": "git lfs pull",
+    }
     for bad, why in says.items():
         with pytest.raises(ValueError, match=rf"{bad.name} (is no sentencepiece model .*)?{why}|{why}"):
             Tokenizer(bad)

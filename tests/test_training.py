@@ -49,7 +49,10 @@ def test_a_network_that_answers_zero_has_the_power_of_the_target_as_its_loss(bat
     a = LINEAR[t].float()[:, None, None, None]
     zero = Formula(lambda x, t, c: 0 * x)
     assert_close(diffusion_loss(zero, x_0, t, eps, LINEAR), eps.square().mean())
-    assert_close(diffusion_loss(zero, x_0, t, eps, LINEAR, target="velocity"), (a.sqrt() * eps - (1 - a).sqrt() * x_0).square().mean())
+    assert_close(
+        diffusion_loss(zero, x_0, t, eps, LINEAR, target="velocity"),
+        (a.sqrt() * eps - (1 - a).sqrt() * x_0).square().mean(),
+    )
 
 
 def test_the_network_sees_each_image_at_its_own_level_told_as_t_over_T(batch):
@@ -90,13 +93,17 @@ def test_half_a_pixel_is_the_mean_of_two_and_a_wide_image_keeps_its_pixels_squar
     half = moved(x, zero, torch.tensor([0.5, 0.0], dtype=torch.float64).expand(4, 2))
     assert_close(half[..., 1:], (x[..., 1:] + x[..., :-1]) / 2)
     wide = torch.cat([x, x, x.flip(3)], 3)[:, :, :, 1:-1]  # 3 x 7: a quarter turn keeps the 3 x 3 in its middle
-    assert_close(moved(wide, zero + torch.pi / 2, torch.zeros(4, 2, dtype=torch.float64))[..., 2:5], wide[..., 2:5].rot90(1, (2, 3)))
+    assert_close(
+        moved(wide, zero + torch.pi / 2, torch.zeros(4, 2, dtype=torch.float64))[..., 2:5],
+        wide[..., 2:5].rot90(1, (2, 3)),
+    )
 
 
 def test_a_classifier_that_knows_nothing_loses_ln_10_and_a_sure_one_what_it_was_sure_of(batch):
     c = torch.tensor([0, 3, 3, 9])
     assert_close(classifier_loss(Formula(lambda x, t, c: torch.ones(4, 10)), batch[0], c), torch.tensor(10.0).log())
-    sure = torch.full((4, 10), 0.0).index_put((torch.arange(4), torch.tensor([0, 3, 3, 8])), torch.tensor(20.0))  # three right, one 20 nats off
+    # three right, one 20 nats off
+    sure = torch.full((4, 10), 0.0).index_put((torch.arange(4), torch.tensor([0, 3, 3, 8])), torch.tensor(20.0))
     assert_close(classifier_loss(Formula(lambda x, t, c: sure), batch[0], c), torch.tensor(5.0))
 
 

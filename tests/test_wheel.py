@@ -20,7 +20,9 @@ def built(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in PARTS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, copy_function=os.link, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, source / name, copy_function=os.link, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, source)
     code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
@@ -49,7 +51,11 @@ def test_the_sdist_holds_package_weights_and_data(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    for name in ("minidiff/lessons/illusions.py", "weights/mnist-class.safetensors", "data/MNIST/raw/train-images-idx3-ubyte.gz"):
+    for name in (
+        "minidiff/lessons/illusions.py",
+        "weights/mnist-class.safetensors",
+        "data/MNIST/raw/train-images-idx3-ubyte.gz",
+    ):
         assert name in names
 
 
@@ -60,6 +66,8 @@ def test_every_package_is_listed():
 
 
 def test_the_shipped_files_are_small_and_nothing_is_there_twice():
-    sizes = {name: sum(p.stat().st_size for p in (ROOT / name).rglob("*") if p.is_file()) for name in ("weights", "data")}
+    sizes = {
+        name: sum(p.stat().st_size for p in (ROOT / name).rglob("*") if p.is_file()) for name in ("weights", "data")
+    }
     assert sizes["weights"] <= 60e6
     assert sizes["data"] <= 30e6

@@ -1,4 +1,6 @@
-"""What the end of a run needs is proved at its beginning, and what cannot be written all the same is kept in another place."""
+"""What the end of a run needs is proved at its beginning, and what cannot be written all the same is kept in another
+place.
+"""
 
 import errno
 import os
@@ -18,7 +20,13 @@ LONG = "x" * 300
 def here(tmp_path, monkeypatch):
     """A folder with everything in it that is no place for a file."""
     monkeypatch.chdir(tmp_path)
-    for link, target in {"out": "not-mounted", "loop": "loop", "link.png": "/not-mounted/x.png", "loop.png": "loop.png", "good.png": "folder/x.png"}.items():
+    for link, target in {
+        "out": "not-mounted",
+        "loop": "loop",
+        "link.png": "/not-mounted/x.png",
+        "loop.png": "loop.png",
+        "good.png": "folder/x.png",
+    }.items():
         os.symlink(target, link)
     Path("file").touch()
     Path("folder").mkdir()
@@ -28,9 +36,26 @@ def here(tmp_path, monkeypatch):
 
 
 BAD = [
-    "out/x.png", "out/a/x.png", "loop/x.png", "loop.png", "link.png", "file/x.png", "file/a/b/x.png", "folder", "", "..", "/", "pipe",
-    f"{LONG}.png", f"new/{LONG}/x.png", f"new/newer/{LONG}", "/".join(["y" * 200] * 30), "a\0b.png", "/dev/null", "/proc/x/y.png",
-]  # fmt: skip
+    "out/x.png",
+    "out/a/x.png",
+    "loop/x.png",
+    "loop.png",
+    "link.png",
+    "file/x.png",
+    "file/a/b/x.png",
+    "folder",
+    "",
+    "..",
+    "/",
+    "pipe",
+    f"{LONG}.png",
+    f"new/{LONG}/x.png",
+    f"new/newer/{LONG}",
+    "/".join(["y" * 200] * 30),
+    "a\0b.png",
+    "/dev/null",
+    "/proc/x/y.png",
+]
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: ascii(path)[:20])
@@ -80,7 +105,9 @@ def unknown(*args):
 @pytest.mark.parametrize("room", [unknown, None], ids=["no fallocate of the disk", "no fallocate of the system"])
 def test_room_is_tried(tmp_path, monkeypatch, room):
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(ValueError, match=r"No space left on device\): name a place that can be written, with 3,000,000 bytes of room"):
+    with pytest.raises(
+        ValueError, match=r"No space left on device\): name a place that can be written, with 3,000,000 bytes of room"
+    ):
         files.check_writable(tmp_path / "x.png", 3_000_000)
     monkeypatch.setattr(os, "posix_fallocate", room) if room else monkeypatch.delattr(os, "posix_fallocate")
     written, write = [], os.write
@@ -93,7 +120,9 @@ def test_room_is_tried(tmp_path, monkeypatch, room):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone can be another user for a moment")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone can be another user for a moment"
+)
 def test_a_file_of_another_user_in_a_folder_for_all_is_refused(tmp_path):
     os.chmod(tmp_path, 0o1777)
     (tmp_path / "x.png").touch()
@@ -119,11 +148,18 @@ def test_a_disk_that_knows_no_chmod_and_no_fsync_is_written_and_one_that_lost_th
     assert os.listdir(tmp_path) == ["x.png"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("too large"), MemoryError(), TypeError("a bug")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), ValueError("too large"), MemoryError(), TypeError("a bug")],
+    ids=repr,
+)
 def test_arrays_that_cannot_be_written_are_kept_and_the_error_says_where(tmp_path, monkeypatch, error):
     monkeypatch.chdir(tmp_path)
     arrays = {}
-    with pytest.raises((OSError, RuntimeError), match="the arrays are kept in ") as raised, files.rescued(arrays, tmp_path / "no" / "x.png", {"out": Path("no/x.png")}):
+    with (
+        pytest.raises((OSError, RuntimeError), match="the arrays are kept in ") as raised,
+        files.rescued(arrays, tmp_path / "no" / "x.png", {"out": Path("no/x.png")}),
+    ):
         arrays |= {"images": torch.arange(3.0), "labels": None}
         raise error
     tensors, record = files.load_tensors(str(raised.value).split(" are kept in ")[1])
@@ -156,12 +192,16 @@ def test_temporary_files_of_killed_runs_are_removed_and_only_those(tmp_path, mon
         left.name.replace(host, "0" * 8),  # of another machine
         left.name.replace(f"-{number}-", f"-{os.getppid()}-"),  # of a process that lives
         left.name.replace(f"-{number}-", f"-{os.getpid()}-").replace(made[3], files.RUN),  # ours
-        ".state.safetensors.abcd1234", ".state", "state.minidiff-1", left.name[1:],
-    }  # fmt: skip
-    mine_once = left.name.replace(f"-{number}-", f"-{os.getpid()}-")  # another run had our number: in a container every one has
+        ".state.safetensors.abcd1234",
+        ".state",
+        "state.minidiff-1",
+        left.name[1:],
+    }
+    mine_once = left.name.replace(
+        f"-{number}-", f"-{os.getpid()}-"
+    )  # another run had our number: in a container every one has
     for name in [*others, mine_once]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     files.check_writable(tmp_path / "other.png")
     assert set(os.listdir(tmp_path)) == others
-

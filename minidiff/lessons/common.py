@@ -1,6 +1,7 @@
 """What several lessons need: a model by its name, words in turn, test digits."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from minidiff.model import Model
 from minidiff.pretrained import load, names
 from minidiff.words import Words, texts
 
+OfAny = Model | str  # what a lesson takes for its model
+OfDigits = Annotated[Model | str, "digits"]  # ... that draws digits
+OfEnlarging = Annotated[Model | str, "enlarging"]  # ... that is a stage II
 DIGITS, PICTURES = "mnist-class", "picturebook"  # the shipped models
 OF_DIGITS = {"noise": None, "blur": None, "onestep": "mnist-denoiser", "denoise": "mnist-time"}  # without a picture
 PROMPT = "a high quality photo"  # the course's prompt for nothing in particular

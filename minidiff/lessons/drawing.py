@@ -6,13 +6,22 @@ from pathlib import Path
 import torch
 
 from minidiff.captions import PHRASE, prompt
-from minidiff.lessons.common import at_least_one, default_prompt, in_turn, of_prompts, opened, opened_digits
-from minidiff.model import OfAny, OfDigits, only
+from minidiff.formula import only
+from minidiff.lessons.common import (
+    OfAny,
+    OfDigits,
+    at_least_one,
+    default_prompt,
+    in_turn,
+    of_prompts,
+    opened,
+    opened_digits,
+)
 from minidiff.results import Result, counted, labels_of
 from minidiff.walk import Walk
 from minidiff.words import Words, texts
 
-SHEET = ("apple", "cat", "rocket", "mushroom", "guitar", "sailboat")  # the columns of the sheet of `text`
+SHEET = ("apple", "cat", "rocket", "mushroom", "panda", "sailboat")  # the columns of the sheet of `text`
 
 
 def digits(

@@ -9,8 +9,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidiff import editing, files, pictures
-from minidiff.lessons.common import at_least_one, beside, default_prompt, in_turn, of_prompts, opened, test_digits
-from minidiff.model import Model, OfAny, OfEnlarging
+from minidiff.lessons.common import (
+    OfAny,
+    OfEnlarging,
+    at_least_one,
+    beside,
+    default_prompt,
+    in_turn,
+    of_prompts,
+    opened,
+    test_digits,
+)
+from minidiff.model import Model
 from minidiff.results import Result, counted, labels_of
 from minidiff.sampling import Noise
 from minidiff.schedule import cosine, strided
@@ -198,7 +208,7 @@ def upscale(
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
-    large = model.enlarged(x, [[word]], walk)
+    large = model.enlarge(x, [[word]], walk=walk)
     shown = beside(F.interpolate(x, size=large.shape[-2:]), large)
     summary = f"{Path(picture).name}, from {x.shape[-1]} to {large.shape[-1]} pixels"
     names = ("before", "after")

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff import illusions
+from minidiff.formula import Combine
 from minidiff.judge import rank_digits
-from minidiff.lessons.common import at_least_one, of_prompts, opened
+from minidiff.lessons.common import OfAny, at_least_one, of_prompts, opened
 from minidiff.matching import rank_prompts
-from minidiff.model import Combine, Model, OfAny
+from minidiff.model import Model
 from minidiff.results import Result, counted, labels_of
 from minidiff.views import View, under_way, view
 from minidiff.walk import Walk
@@ -24,7 +25,7 @@ def anagram(
     view: Sequence[str | View] = ("rot180",),
     weights: list[float] | None = None,
     best_of: int | None = None,
-    n: int = 10,
+    n: int | None = None,
     gif: bool = False,
     model: OfAny = None,
     walk: Walk = Walk(),
@@ -36,13 +37,14 @@ def anagram(
              patches, jigsaw, skew, hinge, circle
     weights: one for each word, more for one that is lost; default equal
     best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); of
-             digits 6
-    n:       how many images
+             digits 6, of picturebook 8
+    n:       how many images; default 10 digits, 4 pictures
     gif:     also the last view, as an animation
     Example: anagram 4 7 --view rot180
     """
-    at_least_one(n)
     words, model, A = texts(words), opened(model, words), _views(view, walk.seed)
+    n = (4 if of_prompts(model) else 10) if n is None else n
+    at_least_one(n)
     _check(words, A, weights, model)
     walk, terms = (
         model.settled(walk if of_prompts(model) else walk.default(steps=10, scale=3)),
@@ -55,7 +57,7 @@ def anagram(
     def seen_of(x: Tensor) -> Tensor:  # views are of pixels in [-1, 1]: a negative changes their sign
         return ((torch.stack([each.apply(2 * x - 1) for each in A], 1) + 1) / 2).clamp(0, 1)
 
-    best_of = (1 if of_prompts(model) else 6) if best_of is None else best_of
+    best_of = _default_best_of(model, 6) if best_of is None else best_of
     x, kept = _best_of(model, terms, n, walk, combine, best_of, seen_of, len(terms))
     seen = seen_of(model.enlarge(x, terms, combine, A, walk=walk))
     names = [words[0]] + [
@@ -77,7 +79,7 @@ def anagram(
         across=5,
         frames=frames,
         walk=walk,
-        settled={"best_of": best_of},
+        settled={"n": n, "best_of": best_of},
         prompts=words,
     )
 
@@ -88,7 +90,7 @@ def hybrid(
     *,
     sigma: float | None = None,
     best_of: int | None = None,
-    n: int = 10,
+    n: int | None = None,
     model: OfAny = None,
     walk: Walk = Walk(),
 ) -> Result:
@@ -98,13 +100,14 @@ def hybrid(
     far:     the digit or prompt to be seen from afar
     sigma:   of the low pass, in pixels: more favours what is near; default 1.5 for digits, else 2 for 64 pixels
     best_of: draw so many times as many and keep those that read best, the best first (so image k depends on n); of
-             digits 12
-    n:       how many images
+             digits 12, of picturebook 8
+    n:       how many images; default 10 digits, 4 pictures
     Example: hybrid 3 8 --sigma 1.5
     """
-    at_least_one(n)
     near, far = one_text(near), one_text(far)
     terms, model = [[near], [far]], opened(model, [near, far])
+    n = (4 if of_prompts(model) else 10) if n is None else n
+    at_least_one(n)
     walk = model.settled(walk if of_prompts(model) else walk.default(steps=10, scale=4))
     _all_words([word for [word] in terms], model)
     sigma = (model.shape[-1] / 32 if of_prompts(model) else 1.5) if sigma is None else sigma
@@ -117,7 +120,7 @@ def hybrid(
     def seen_of(x: Tensor, low: illusions.Part = low_pass) -> Tensor:
         return torch.stack([x, low(x) if of_prompts(model) else contrast(low(x))], 1)
 
-    best_of = (1 if of_prompts(model) else 12) if best_of is None else best_of
+    best_of = _default_best_of(model, 12) if best_of is None else best_of
     x, kept = _best_of(model, terms, n, walk, combined(low_pass), best_of, seen_of, 1)
     wider = illusions.gaussian(sigma * _factor(model))  # a blur as much wider as the picture
     x = model.enlarge(x, terms, combined(wider), walk=walk)
@@ -135,7 +138,7 @@ def hybrid(
         shown,
         names,
         walk=walk,
-        settled={"best_of": best_of, "sigma": sigma},
+        settled={"n": n, "best_of": best_of, "sigma": sigma},
         prompts=[near, far],
     )
 
@@ -272,27 +275,23 @@ def _all_words(words: list[str], model: Model) -> None:
         raise ValueError(f"{model.name} knows the digits {model.words[0]} to {model.words[-1]}, got ''")
 
 
+def _default_best_of(model: Model, digits: int) -> int:
+    """So many times as many are drawn: of pictures that nobody can judge, no more than asked for."""
+    return digits if not of_prompts(model) else 1 if model.vocabulary is None else 8
+
+
 def _best_of(
-    model: Model,
-    terms: list[list[str]],
-    n: int,
-    walk: Walk,
-    combine: Combine,
-    best_of: int,
-    seen_of: Callable[[Tensor], Tensor],
-    lifelike: int,
-) -> tuple[Tensor, str]:
+    model: Model, terms: list[list[str]], n: int, walk: Walk, combine: Combine, best_of: int,
+    seen_of: Callable[[Tensor], Tensor], lifelike: int,
+) -> tuple[Tensor, str]:  # fmt: skip
     """n images (n, C, H, W), the best of best_of times as many, best first; and a word about it."""
     if not 1 <= best_of <= 1000:
         raise ValueError(f"best_of must be between 1 and 1000, got {best_of}")
-    if best_of > 1 and model.words == ():
-        raise ValueError(f"best_of needs digits with labels, or prompts, got {model.name}: leave it out")
+    if best_of > 1 and not model.words and model.vocabulary is None:
+        raise ValueError(f"best_of needs digits with labels, or picturebook's pictures, got {model.name}: leave it out")
     x, _ = model.from_noise(terms, n * best_of, walk, combine)
     if best_of == 1:
         return x, ""
-    words = [word for [word] in terms]
-    if of_prompts(model):
-        score = rank_prompts(seen_of(x), words)
-    else:
-        score = rank_digits(seen_of(x), [int(word) for word in words], lifelike)
+    seen, words = seen_of(x), [word for [word] in terms]
+    score = rank_prompts(seen, words) if of_prompts(model) else rank_digits(seen, [int(w) for w in words], lifelike)
     return x[score.argsort(descending=True, stable=True)[:n]], f" of {best_of * n}"

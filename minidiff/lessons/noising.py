@@ -16,6 +16,7 @@ from minidiff import sampling
 from minidiff.diffusion import add_noise, predict_x0
 from minidiff.judge import psnr
 from minidiff.lessons.common import (
+    OfAny,
     at_least_one,
     beside,
     default_prompt,
@@ -25,8 +26,8 @@ from minidiff.lessons.common import (
     opened_picture,
     stacked_noise,
     test_digits,
-)  # fmt: skip
-from minidiff.model import Model, OfAny
+)
+from minidiff.model import Model
 from minidiff.results import Result, counted
 from minidiff.walk import Walk
 from minidiff.words import Words

@@ -1,24 +1,24 @@
 """Chapter 12. DeepFloyd IF's U-Net: how do a prompt and a noise level steer a network that paints pixels?
 
     stage I    x (B, 3, H, W)                                   -> ε, v        64 x 64 from noise
-    stage II   x (B, 6, H, W), low-resolution image behind      -> ε, v        64 -> 256, told how noisy the low resolution is
+    stage II   x (B, 6, H, W), low-resolution image behind      -> ε, v        64 -> 256, given the low-res noise level
 
-Everything is in the folder's `config.json`, and every module is called as in the checkpoint: no key map. What depends on the
-prompt alone is computed once a walk, by `encode`: the pooled text vector, and the text's keys and values of every attention.
+Everything is in `config.json`, and modules are named as in the checkpoint. What depends on the prompt alone is computed
+once per walk, by `encode`: the pooled text vector, and the text's keys and values for every attention.
 
     sinusoid(t) -> time_embedding ─┐
     sinusoid(level of low res) ────┼─ emb ──> scale and shift of every residual block
     prompt -> add_embedding ───────┘
     prompt -> encoder_hid_proj ──────────────> keys and values beside the picture's own, in every attention
 
-Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed one of the
-small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In bfloat16, where products are
-cheap and moving numbers is not, attention goes head by head, and a convolution of few pixels is one product of matrices.
-To train, wrap it in `torch.compile`: a compiler is given the formulas of plain.py instead, which it fuses.
+Rewritings make it fast on a CPU and change only the rounding: a convolution of a picture enlarged 2x is a transposed
+one of the small picture (4/9 of the work), GN · (1 + scale) + shift is one GN, and GELU reads memory in order. In
+bfloat16, where products are cheap and memory is not, attention goes head by head, and a convolution of few pixels is
+one matrix product. To train, wrap it in `torch.compile`, which is given formulas that it can fuse (plain.py).
 
-IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv 2105.05233.
-The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks (IF attends to all 77
-positions, padding too), dropout. Next: t5.py, where the prompt's vectors come from.
+IF = deep-floyd/IF, 2023, after Imagen (Saharia et al. 2022, arXiv 2205.11487); ADM = Dhariwal and Nichol 2021, arXiv
+2105.05233. The names B, C, H, W, L (tokens), D (width of T5), T (width of `emb`, here alone). Left out: attention masks
+(IF attends to all 77 positions, padding too), dropout. Next: t5.py, where the prompt's vectors come from.
 """
 
 import math
@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from minidiff.networks import plain
 from minidiff.networks.gelu import gelu
 
-DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # name in config.json -> does the level attend?
+DOWN = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}  # block type -> does it attend?
 UP = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
-BUILT = {  # field of config.json -> the values that this file builds, the first for a file without the field
+BUILT = {  # field of config.json -> the supported values, the first for a file without the field
     "act_fn": ("gelu",),
     "addition_embed_type": ("text",),
     "attention_type": ("default",),
@@ -61,7 +61,7 @@ FITS = {
     FACTOR: lambda value: type(value) in (int, float) and 0 < value < math.inf,
     YES_NO: lambda value: type(value) is bool,
 }
-SIZES = {  # fields that may have any size, with IF's value where files leave it out; None: the file must say it
+SIZES = {  # fields of any size, with IF's value for files that leave it out; None: required
     "addition_embed_type_num_heads": (WHOLE, 64),
     "attention_head_dim": (WHOLE, None),
     "block_out_channels": (WHOLE, None),
@@ -74,23 +74,28 @@ SIZES = {  # fields that may have any size, with IF's value where files leave it
     "only_cross_attention": (YES_NO, False),
     "resnet_out_scale_factor": (FACTOR, 1.0),
 }
-LEVELS = ("layers_per_block", "attention_head_dim", "only_cross_attention", "block_out_channels")  # may be a list, one value a level
+LEVELS = ("layers_per_block", "attention_head_dim", "only_cross_attention", "block_out_channels")  # or a list of them
 FREE = ("sample_size", "time_embedding_dim")  # whole numbers, or null
 
 
+def _refused(name: str, value, expected: str, fix: str = "use an IF checkpoint of stage I or II") -> ValueError:
+    return ValueError(f"config.json asks for {name} = {value!r}, expected {expected}: {fix}")
+
+
 def checked(config: dict) -> dict:
-    """The config with IF's values where a field is absent. Raises ValueError: the field, the value got, the values built."""
+    """The config with IF's values for absent fields. Raises ValueError with the field, its value and those expected."""
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     for name, value in config.items():
         if name in BUILT:
             if value not in BUILT[name]:
-                raise ValueError(f"config.json asks for {name} = {value!r}, built is {' or '.join(map(repr, BUILT[name]))}: use an IF checkpoint of stage I or II")
+                raise _refused(name, value, " or ".join(map(repr, BUILT[name])))
         elif name not in (*SIZES, *FREE, "down_block_types", "up_block_types") and value not in (None, False):
-            raise ValueError(f"config.json asks for {name} = {value!r}, which is not built (only null or false): use an IF checkpoint of stage I or II")
-    config = {name: values[0] for name, values in BUILT.items()} | {n: v for n, (_, v) in SIZES.items() if v is not None} | config
+            raise _refused(name, value, "null or false, as it is not supported")
+    defaults = {name: values[0] for name, values in BUILT.items()}
+    config = defaults | {name: value for name, (_, value) in SIZES.items() if value is not None} | config
     missing = [name for name in (*SIZES, "down_block_types", "up_block_types") if config.get(name) is None]
     if missing:
-        raise ValueError(f"config.json does not say {missing[0]}: use the unet/config.json of an IF checkpoint")
+        raise ValueError(f"config.json lacks {missing[0]}: use the unet/config.json of an IF checkpoint")
 
     n = len(config["block_out_channels"]) if isinstance(config["block_out_channels"], (list, tuple)) else 1
     if config["mid_block_only_cross_attention"] is None:
@@ -99,37 +104,39 @@ def checked(config: dict) -> dict:
         value = config[name]
         config[name] = list(value) if isinstance(value, (list, tuple)) else [value] * n
         if len(config[name]) != n or n == 0:
-            raise ValueError(f"config.json lists {len(config[name])} values of {name}, wanted is one or {n} (a level of block_out_channels each): mend the list")
-    for name, kind in [(name, kind) for name, (kind, _) in SIZES.items()] + [(name, WHOLE) for name in FREE if config.get(name) is not None]:
+            raise _refused(name, value, f"one or {n} values (one per level of block_out_channels)", "fix the file")
+    kinds = {name: kind for name, (kind, _) in SIZES.items()} | {f: WHOLE for f in FREE if config.get(f) is not None}
+    for name, kind in kinds.items():
         for value in config[name] if name in LEVELS else [config[name]]:
             if not FITS[kind](value):
-                raise ValueError(f"config.json asks for {name} = {value!r}, wanted is {kind}: use an IF checkpoint of stage I or II")
-    for name, built in (("down_block_types", DOWN), ("up_block_types", UP)):
-        if not isinstance(config[name], (list, tuple)) or len(config[name]) != n or any(block not in list(built) for block in config[name]):
-            raise ValueError(f"config.json asks for {name} = {config[name]!r}, built are {n} of {' or '.join(built)}: use an IF checkpoint of stage I or II")
-    divisors = [("cross_attention_dim", "the groups of norm_cross", 32), ("encoder_hid_dim", "addition_embed_type_num_heads", None), ("block_out_channels", "norm_num_groups", None)]
-    for name, why, divisor in divisors:
-        divisor = divisor or config[why]
+                raise _refused(name, value, kind)
+    for name, built in (("down_block_types", list(DOWN)), ("up_block_types", list(UP))):
+        value = config[name]
+        if not isinstance(value, (list, tuple)) or len(value) != n or any(block not in built for block in value):
+            raise _refused(name, value, f"{n} of {' or '.join(built)}")
+    divisors = {"encoder_hid_dim": "addition_embed_type_num_heads", "block_out_channels": "norm_num_groups"}
+    for name, why in [("cross_attention_dim", "the groups of norm_cross"), *divisors.items()]:
+        divisor = config.get(why, 32)
         if any(width % divisor for width in (config[name] if name in LEVELS else [config[name]])):
-            raise ValueError(f"config.json asks for {name} = {config[name]!r}, wanted are multiples of {divisor} ({why}): mend the file")
+            raise _refused(name, config[name], f"multiples of {divisor} ({why})", "fix the file")
     return config
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
-    """t (B,), whole or broken -> (B, width) float32: [cos(t f_k), sin(t f_k)], f_k = 10000^(−k/half), k = 0 … half − 1."""
+    """t (B,), fractions too -> (B, width) float32: [cos(t f_k), sin(t f_k)], f_k = 10000^(−k/half), k = 0 … half−1."""
     half = width // 2
     f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angle = t.float()[:, None] * f  # never in half precision: bfloat16 takes 999 for 1000
+    angle = t.float()[:, None] * f  # never in half precision: bfloat16 rounds 999 to 1000
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 def lean(x: Tensor) -> bool:
-    """bfloat16 on a CPU, without a compiler: products of matrices are so fast that all else is what takes time."""
+    """Is x (any shape) bfloat16 on a CPU, uncompiled? Matrix products are then so fast that the rest takes the time."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """GN(x) · (1 + scale) + shift, with x (B, C, H, W), scale and shift (B, C) or none      (ADM Eq. 3: adaptive GN)"""
+    """GN(x) · (1 + scale) + shift, with x (B, C, H, W), scale and shift (B, C) or None      (ADM Eq. 3: adaptive GN)"""
     B, C, H, W = x.shape
     if torch.compiler.is_compiling():
         return plain.norm_scale_shift(x, norm, scale, shift)
@@ -137,20 +144,20 @@ def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None,
         return norm(x)
     if not x.is_contiguous():
         return torch.addcmul(shift[:, :, None, None], norm(x), 1 + scale[:, :, None, None])
-    # the B pictures side by side are one picture of B·C channels and B·groups groups: its weights may differ from picture to picture
-    weight, bias = norm.weight * (1 + scale), norm.bias * (1 + scale) + shift
-    return torch.group_norm(x.view(1, B * C, H, W), B * norm.num_groups, weight.flatten(), bias.flatten(), norm.eps).view(B, C, H, W)
+    # seen as one picture of B·C channels and B·groups groups, whose weights may then differ from picture to picture
+    weight, bias = (norm.weight * (1 + scale)).flatten(), (norm.bias * (1 + scale) + shift).flatten()
+    return torch.group_norm(x.view(1, B * C, H, W), B * norm.num_groups, weight, bias, norm.eps).view(B, C, H, W)
 
 
 def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """conv(nearest2x(x)) for a 3 x 3 convolution: (B, C, H, W) -> (B, O, 2H, 2W).
 
-    To repeat pixels is to convolve a picture with zeros in between by a 2 x 2 kernel of ones. Two kernels in a row are one:
-    3 x 3 with 2 x 2 gives 4 x 4, and a transposed convolution of stride 2 never touches the zeros: 16 products a small pixel for 36.
+    Repeating pixels is inserting zeros and convolving with a 2 x 2 kernel of ones. With the 3 x 3 kernel this makes one
+    of 4 x 4, and a transposed convolution of stride 2 skips the zeros: 16 products per small pixel instead of 36.
     """
     if torch.compiler.is_compiling():
         return conv(plain.enlarged(x))
-    if x.shape[2] * x.shape[3] < 256:  # a small picture: to make the kernel would cost more than it saves
+    if x.shape[2] * x.shape[3] < 256:  # a small picture: making the kernel costs more than it saves
         return conv(F.interpolate(x, scale_factor=2, mode="nearest"))
     O, C = conv.weight.shape[:2]
     one_each = torch.eye(9, dtype=x.dtype, device=x.device).view(9, 1, 3, 3).flip(2, 3)
@@ -163,8 +170,8 @@ def conv_of_enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def conv_of_small(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x) for a 3 x 3 convolution. For few pixels it is one product with the matrix of their neighbourhoods, which takes the
-    weights as they lie in memory: a convolution lays them out anew, and that takes as long as the work on 8 x 8 pixels."""
+    """conv(x) for a 3 x 3 convolution: (B, C, H, W) -> (B, O, H, W). For few pixels it is one product, which reads the
+    weights in place: a convolution rearranges them, which takes as long as the work on 8 x 8 pixels."""
     B, _, H, W = x.shape
     if not lean(x) or B * H * W > 256 or not conv.weight.is_contiguous(memory_format=torch.channels_last):
         return conv(x)
@@ -174,7 +181,7 @@ def conv_of_small(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 class MLP(nn.Module):
-    """A sinusoid -> `emb`. Nothing after the second layer."""
+    """A sinusoid (B, C) -> `emb` (B, T). No activation after the second layer."""
 
     def __init__(self, c_in: int, T: int):
         super().__init__()
@@ -185,12 +192,12 @@ class MLP(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """L tokens -> one: their mean, with a vector of its own added, asks the tokens and itself."""
+    """Tokens (B, L, D) -> (B, D): their mean plus a learned vector attends to itself and the tokens."""
 
     def __init__(self, D: int, heads: int):
         super().__init__()
         self.heads, self.positional_embedding = heads, nn.Parameter(torch.empty(1, D))
-        nn.init.uniform_(self.positional_embedding, -((3 / D) ** 0.5), (3 / D) ** 0.5)  # as of N(0, 1/D), which on "meta" would load sympy, for 2 s
+        nn.init.uniform_(self.positional_embedding, -((3 / D) ** 0.5), (3 / D) ** 0.5)  # see t5.embedding
         self.k_proj, self.q_proj, self.v_proj = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +207,7 @@ class AttentionPool(nn.Module):
 
 
 class TextPool(nn.Module):
-    """The prompt's states (B, L, D), as T5 gave them -> one vector (B, T). Padding takes part."""
+    """The prompt's states (B, L, D), as T5 gave them -> one vector (B, T). Padding is not masked."""
 
     def __init__(self, D: int, T: int, heads: int):
         super().__init__()
@@ -212,27 +219,27 @@ class TextPool(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q kᵀ/√d) v for each head of width d: (B, M, C), (B, N, C), (B, N, C) -> (B, M, C). The softmax is at least float32."""
+    """softmax(q kᵀ/√d) v per head of width d: (B, M, C), twice (B, N, C) -> (B, M, C). Softmax in float32 or better."""
     q, k, v = (a.unflatten(2, (heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, M or N, d)
     if torch.compiler.is_compiling():
         return plain.attention(q, k, v).transpose(1, 2).flatten(2)
     if lean(q):
-        # the fused attention multiplies in float32 here; as matrices in bfloat16 it takes half the time, and one head's scores fit the cache
-        q = q * q.shape[-1] ** -0.5
-        a = torch.stack([(q_h @ k_h.T).softmax(-1) @ v_h for q_h, k_h, v_h in zip(*(a.flatten(0, 1) for a in (q, k, v)))])
+        # fused attention computes in float32 here: bfloat16 products take half the time; a head's scores fit the cache
+        q, k, v = (a.flatten(0, 1) for a in (q * q.shape[-1] ** -0.5, k, v))
+        a = torch.stack([(q_h @ k_h.T).softmax(-1) @ v_h for q_h, k_h, v_h in zip(q, k, v)])
         return a.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    """Every pixel asks the tokens of the prompt, and (unless only_cross) every other pixel. Heads are `head_dim` wide."""
+    """Every pixel attends to the prompt's tokens and (unless only_cross) to every pixel. Heads are `head_dim` wide."""
 
     def __init__(self, C: int, X: int, head_dim: int, groups: int, only_cross: bool):
         super().__init__()
         if C % head_dim:
-            raise ValueError(f"config.json asks for heads {head_dim} wide (attention_head_dim), which do not divide a level of {C} channels: mend the file")
+            raise _refused("attention_head_dim", head_dim, f"a divisor of the level's {C} channels", "fix the file")
         self.heads, self.only_cross = C // head_dim, only_cross
-        self.group_norm, self.norm_cross = nn.GroupNorm(groups, C), nn.GroupNorm(32, X)  # 32 whatever the config's groups
+        self.group_norm, self.norm_cross = nn.GroupNorm(groups, C), nn.GroupNorm(32, X)  # 32 whatever the config says
         self.to_q = nn.Linear(C, C)
         if not only_cross:
             self.to_k, self.to_v = nn.Linear(C, C), nn.Linear(C, C)
@@ -246,15 +253,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         H, W = x.shape[2:]
-        y = norm_scale_shift(x, self.group_norm).flatten(2).transpose(1, 2).contiguous()  # (B, HW, C); channels_last lies so already
+        y = norm_scale_shift(x, self.group_norm).flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
         if not self.only_cross:
-            keys, values = torch.cat([keys, self.to_k(y)], dim=1), torch.cat([values, self.to_v(y)], dim=1)  # (B, L + HW, C)
+            keys, values = torch.cat([keys, self.to_k(y)], 1), torch.cat([values, self.to_v(y)], 1)  # (B, L + HW, C)
         o = self.to_out[0](attend(self.to_q(y), keys, values, self.heads))   # (B, HW, C)
         return x + o.transpose(1, 2).unflatten(2, (H, W))
 
 
 class Resnet(nn.Module):
-    """Two convolutions around the identity, steered by `emb`; it may halve ("down") or double ("up") the picture before the first."""
+    """A residual block of two convolutions, modulated by `emb` (B, T); "down" halves, "up" doubles the size first."""
 
     def __init__(self, c_in: int, c_out: int, config: dict, T: int, scale: float, way: str = ""):
         super().__init__()
@@ -276,14 +283,14 @@ class Resnet(nn.Module):
         if self.way == "up" and torch.compiler.is_compiling():
             h = h + plain.enlarged(x)
         elif self.way == "up":
-            h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None])  # each pixel of x to 2 x 2 of h
+            h.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None])  # x enlarged 2x
         else:
             h.add_(self.conv_shortcut(x))
         return h if self.scale == 1 else h.div_(self.scale)
 
 
 class Level(nn.Module):
-    """Residual blocks at one size, each followed by an attention if the level attends, and a sampler to the next size."""
+    """Residual blocks at one size, each followed by an attention if there are any, and a sampler to the next size."""
 
     def __init__(self, widths: list[tuple[int, int]], attentions: list[Attention], config: dict, T: int, scale: float):
         super().__init__()
@@ -291,12 +298,13 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
 
     def layer(self, j: int, h: Tensor, emb: Tensor, text) -> Tensor:
+        """Residual block j, then its attention to the next of text: h (B, C, H, W), emb (B, T) -> (B, c_out, H, W)."""
         h = self.resnets[j](h, emb)
         return self.attentions[j](h, *next(text)) if j < len(self.attentions) else h
 
 
 class TextState(NamedTuple):
-    """What the network needs to know of prompts, for any x and t. One row for all images of a batch, or a row each."""
+    """Encoded prompts, the same for every x and t: one row for all images of a batch, or one per image."""
 
     pooled: Tensor              # (B, T)
     keys: tuple[Tensor, ...]    # (B, L, C) for each attention, in the order of use
@@ -304,29 +312,30 @@ class TextState(NamedTuple):
 
 
 def spread(state: TextState, rows: int) -> TextState:
-    """The state of one prompt as that of `rows` images; nothing is copied."""
+    """The state of one prompt, pooled (1, T), for `rows` images, pooled (rows, T); nothing is copied."""
     if len(state.pooled) == rows:
         return state
-    return TextState(state.pooled.expand(rows, -1), tuple(k.expand(rows, -1, -1) for k in state.keys), tuple(v.expand(rows, -1, -1) for v in state.values))
+    keys, values = (tuple(a.expand(rows, -1, -1) for a in tensors) for tensors in (state.keys, state.values))
+    return TextState(state.pooled.expand(rows, -1), keys, values)
 
 
 class IFUNet(nn.Module):
     """The U-Net of stages I and II, built as the hub's `unet/config.json` says.
 
-        state = unet.encode(prompt_embeddings)          once a prompt
+        state = unet.encode(prompt_embeddings)          once per prompt
         eps, v = unet(x, t, state)                      at each step
 
     Parameters: IF-I-M 371,605,830, IF-I-L 935,365,830, IF-I-XL 4,304,695,110, IF-II-M 461,064,198.
-    Build it under `torch.device("meta")` to load weights without making any first. Raises ValueError for configs that are not built.
+    Build it under `torch.device("meta")` to load weights without making any. Raises ValueError for other configs.
     """
 
     def __init__(self, config: dict):
         super().__init__()
-        self.config, self.learned = checked(config), config.get("out_channels", 6) == 6  # learned: forward gives v; a fixed variance wants none
-        config = self.config
-        widths, depths, n = config["block_out_channels"], config["layers_per_block"], len(config["block_out_channels"])
-        D, X, groups, scale = config["encoder_hid_dim"], config["cross_attention_dim"], config["norm_num_groups"], config["resnet_out_scale_factor"]
-        T, heads = config.get("time_embedding_dim") or 4 * widths[0], config["attention_head_dim"]
+        self.config = config = checked(config)
+        self.learned = config["out_channels"] == 6  # forward returns v; without it, the variance is fixed
+        depths, heads, only_cross, widths = (config[name] for name in LEVELS)
+        D, X, groups = config["encoder_hid_dim"], config["cross_attention_dim"], config["norm_num_groups"]
+        n, T, scale = len(widths), config.get("time_embedding_dim") or 4 * widths[0], config["resnet_out_scale_factor"]
 
         def attentions(C: int, count: int, head_dim: int, only_cross: bool) -> list[Attention]:
             return [Attention(C, X, head_dim, groups, only_cross) for _ in range(count)]
@@ -340,22 +349,24 @@ class IFUNet(nn.Module):
 
         self.down_blocks, skips = nn.ModuleList(), [widths[0]]  # the widths of what is kept for the way up
         for i, (C, depth) in enumerate(zip(widths, depths)):
-            attends = DOWN[config["down_block_types"][i]]
-            level = Level([(skips[-1], C)] + [(C, C)] * (depth - 1), attentions(C, depth * attends, heads[i], config["only_cross_attention"][i]), config, T, scale)
+            attending = attentions(C, depth * DOWN[config["down_block_types"][i]], heads[i], only_cross[i])
+            level = Level([(skips[-1], C)] + [(C, C)] * (depth - 1), attending, config, T, scale)
             if i < n - 1:
                 level.downsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "down")])
             self.down_blocks.append(level)
             skips += [C] * (depth + (i < n - 1))
 
         C = widths[-1]
-        self.mid_block = Level([(C, C), (C, C)], attentions(C, 1, heads[-1], config["mid_block_only_cross_attention"]), config, T, config["mid_block_scale_factor"])
+        attending = attentions(C, 1, heads[-1], config["mid_block_only_cross_attention"])
+        self.mid_block = Level([(C, C), (C, C)], attending, config, T, config["mid_block_scale_factor"])
 
         self.up_blocks = nn.ModuleList()
         for i in reversed(range(n)):
             attends, depth, below, C = UP[config["up_block_types"][n - 1 - i]], depths[i] + 1, C, widths[i]
             inputs = [(below if j == 0 else C) + skips.pop() for j in range(depth)]
-            # heads[n - 1 - i], not heads[i]: the reference turns every other list round for the way up, but not this one
-            level = Level([(c_in, C) for c_in in inputs], attentions(C, depth * attends, heads[n - 1 - i], config["only_cross_attention"][i]), config, T, scale)
+            # heads[n - 1 - i], not heads[i]: the reference reverses every other list for the way up, but not this one
+            attending = attentions(C, depth * attends, heads[n - 1 - i], only_cross[i])
+            level = Level([(c_in, C) for c_in in inputs], attending, config, T, scale)
             if i > 0:
                 level.upsamplers = nn.ModuleList([Resnet(C, C, config, T, scale, "up")])
             self.up_blocks.append(level)
@@ -364,22 +375,24 @@ class IFUNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config["out_channels"], 3, padding=1)
 
     def encode(self, prompt_embeddings: Tensor) -> TextState:
-        """T5's states (B, L, D), in any dtype -> all that forward needs to know of the prompts. Raises ValueError on another shape."""
-        D = self.config["encoder_hid_dim"]
-        if prompt_embeddings.ndim != 3 or prompt_embeddings.shape[2] != D:
-            raise ValueError(f"prompt embeddings must be (B, L, {D}), got {tuple(prompt_embeddings.shape)}: encode the prompt with this model's T5")
+        """T5's states (B, L, D), in any dtype -> the prompts' state for `forward`. ValueError on other shapes."""
+        D, got = self.config["encoder_hid_dim"], tuple(prompt_embeddings.shape)
+        if len(got) != 3 or got[2] != D:
+            raise ValueError(f"expected prompt embeddings (B, L, {D}), got {got}: encode them with this model's T5")
         states = prompt_embeddings.to(self.conv_in.weight)
         context = self.encoder_hid_proj(states)
         text = [module.text(context) for module in self.modules() if isinstance(module, Attention)]
         return TextState(self.add_embedding(states), *zip(*text))
 
-    def forward(self, x: Tensor, t: Tensor | float, state: TextState, class_labels: Tensor | float | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, t: Tensor | float, state: TextState, class_labels: Tensor | float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The noise in x, and where the variance of the step lies.
 
-        x:            (B, 3, H, W), stage II (B, 6, H, W); the network's dtype; H and W divisible by 8 (stage I) or 16 (stage II)
-        t:            () or (B,), counted from 0 as IF was trained: 0 … 999, whole or broken; int or float32, never half
-        state:        of `encode`, of one prompt for all images or a prompt each
-        class_labels: () or (B,), stage II alone: the noise level of the low-resolution image, 0 … 999
+        x:            (B, 3, H, W), H and W divisible by 8; stage II (B, 6, H, W), divisible by 16; the network's dtype
+        t:            () or (B,), counted from 0 as IF was trained: 0 … 999, fractions too; int or float32, never half
+        state:        from `encode`, of one prompt for all images or one per image
+        class_labels: () or (B,), stage II only: the noise level of the low-resolution image, 0 … 999
         -> eps (B, 3, H, W), and v (B, 3, H, W), nominally in [0, 1] and never clamped (None unless `learned`)
         Raises ValueError when a shape does not fit.
         """
@@ -422,16 +435,17 @@ class IFUNet(nn.Module):
         return sinusoid(t, self.config["block_out_channels"][0]).to(x.dtype)
 
     def _check(self, x: Tensor, t: Tensor | float, state: TextState, class_labels: Tensor | float | None) -> None:
-        C, factor = self.config["in_channels"], 2 ** (len(self.down_blocks) - 1)
+        C, factor, got = self.config["in_channels"], 2 ** (len(self.down_blocks) - 1), tuple(x.shape)
         if x.ndim != 4 or x.shape[1] != C or x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(f"this U-Net wants images (B, {C}, H, W) with H and W divisible by {factor}, got {tuple(x.shape)}: resize or crop them")
+            raise ValueError(f"expected images (B, {C}, H, W), H, W divisible by {factor}, got {got}: resize or crop")
         if x.dtype != self.conv_in.weight.dtype:
-            raise ValueError(f"this U-Net computes in {self.conv_in.weight.dtype}, got images in {x.dtype}: cast them")
+            raise ValueError(f"expected images in {self.conv_in.weight.dtype}, got {x.dtype}: cast them")
         if (class_labels is None) != (self.config["class_embed_type"] is None):
-            got, want = ("none", "(B,)") if class_labels is None else ("some", "None")
-            raise ValueError(f"this U-Net wants class_labels (the noise level of the low-resolution image) = {want}, got {got}: stage II has them, stage I not")
+            want = "the noise level of the low-resolution image, () or (B,)" if class_labels is None else "None"
+            raise ValueError(f"expected class_labels = {want}, got {type(class_labels).__name__}: only stage II has it")
         for name, value in (("t", t), ("class_labels", class_labels)):
             if isinstance(value, Tensor) and value.ndim and value.shape != (len(x),):
-                raise ValueError(f"{name} must be one number or ({len(x)},), one an image, got {tuple(value.shape)}: give one level an image")
+                got = tuple(value.shape)
+                raise ValueError(f"expected {name} of shape () or ({len(x)},), got {got}: give one, or one per image")
         if len(state.pooled) not in (1, len(x)):
-            raise ValueError(f"the state is of {len(state.pooled)} prompts, wanted is 1 or {len(x)}, one an image: encode as many prompts as images")
+            raise ValueError(f"expected 1 or {len(x)} prompts, got {len(state.pooled)}: encode one, or one per image")

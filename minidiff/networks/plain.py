@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 def norm_scale_shift(x: Tensor, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """GN(x) · (1 + scale) + shift as two sums a channel and one a · x + b. x (B, C, H, W), scale and shift (B, C) or none.
+    """GN(x) · (1 + scale) + shift as two sums per channel and one a · x + b. x (B, C, H, W), scale, shift (B, C).
 
-    From channels to groups and back is a product with a matrix of ones and zeros. A compiler does not look into a
-    product: were it an index, it would follow it for each number alone.
+    A product with a matrix of ones and zeros leads from channels to groups and back. A compiler does not look into a
+    product; an index it would evaluate anew for every element.
     """
     y = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, HW, C)
     total, squares, size = y.sum(1), y.square().sum(1), x.shape[1] // norm.num_groups
     with torch.autocast(x.device.type, enabled=False):
-        member = torch.eye(norm.num_groups, device=x.device).repeat_interleave(size, 1)  # (groups, C): the channel is of the group
+        member = torch.eye(norm.num_groups, device=x.device).repeat_interleave(size, 1)  # (groups, C), 1 if in group
         mean, square = (sums @ member.T / (y.shape[1] * size) for sums in (total, squares))  # (B, groups)
         rstd = torch.rsqrt(square - mean.square() + norm.eps)
         a = rstd @ member * norm.weight.float()                              # (B, C)
@@ -36,5 +36,5 @@ def enlarged(x: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d) v: (B, heads, M, d), twice (B, heads, N, d) -> (B, heads, M, d). The softmax is float32 under autocast."""
+    """softmax(q kᵀ/√d) v: (B, heads, M, d), twice (B, heads, N, d) -> (B, heads, M, d). Autocast softmax: float32."""
     return (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v

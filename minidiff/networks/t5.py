@@ -1,16 +1,17 @@
 """Chapter 13. T5: how does a prompt become vectors?
 
-The encoder of T5 v1.1: every token asks all others, with a bias that knows their distance and no position of their own.
+The encoder of T5 v1.1: every token attends to all, with a bias by distance instead of position embeddings.
 
     x = embedding(ids)
-    each block:   x += o(softmax(q kᵀ + bias[distance] + mask) v)         q, k, v of rms(x); no 1/√d: it lies in the weights
+    each block:   x += o(softmax(q kᵀ + bias[distance] + mask) v)         q, k, v of rms(x); no 1/√d (in the weights)
                   x += wo(GELU_tanh(wi_0 y) · wi_1 y)                     y = rms(x)
     states = rms(x)                                                       (B, L, D); rms(x) = w x / √(mean x² + ε)
 
-T5-XXL (4.76 billion weights) need never fit: `stream` keeps one of its 24 blocks in memory, which is enough to encode a prompt.
-In half precision x stays float32, and so does `wo`: its output overflows float16 in the real model.
+T5-XXL (4.76 billion weights) need never fit: `stream` keeps one of its 24 blocks in memory, which is enough to encode a
+prompt. In half precision x stays float32, and so does `wo`: its output overflows float16 in the real model.
 
-T5 = Raffel et al. 2020, arXiv 1910.10683; v1.1's gated GELU: Shazeer 2020, arXiv 2002.05202. Left out: the decoder, dropout.
+T5 = Raffel et al. 2020, arXiv 1910.10683; v1.1's gated GELU: Shazeer 2020, arXiv 2002.05202. Left out: the decoder,
+dropout.
 Next: tokenizer.py, the ids.
 """
 
@@ -25,31 +26,42 @@ BUILT = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": 
 SIZES = ("d_model", "d_kv", "num_heads", "d_ff", "num_layers", "vocab_size")
 DEFAULTS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
 ALIAS = {"encoder.embed_tokens.weight": "shared.weight"}  # files hold the embedding under either name or both
-DECODER = ("decoder.", "lm_head.")  # what a whole T5's file holds besides
+DECODER = ("decoder.", "lm_head.")  # what the file of a whole T5 also holds
+
+
+def _refused(name: str, value, expected: str) -> ValueError:
+    asked = f"the text encoder's config.json asks for {name} = {value!r}"
+    return ValueError(f"{asked}, expected {expected}: use a T5 v1.1 encoder")
 
 
 def checked(config: dict) -> dict:
-    """The config with T5's values where a field is absent. Raises ValueError: the field, the value got, the value built."""
+    """The config with T5's values for absent fields. Raises ValueError with the field, its value and that expected."""
     for name, value in BUILT.items():
         if config.get(name, value) != value:
-            raise ValueError(f"the text encoder's config.json asks for {name} = {config[name]!r}, built is {value!r}: use a T5 v1.1 encoder")
+            raise _refused(name, config[name], repr(value))
     config = DEFAULTS | config
     for name in (*SIZES, *DEFAULTS):
         value, whole = config.get(name), name != "layer_norm_epsilon"
         if value is None:
-            raise ValueError(f"the text encoder's config.json does not say {name}: use the text_encoder/config.json of an IF checkpoint")
+            raise ValueError(
+                f"the text encoder's config.json lacks {name}: use the text_encoder/config.json of an IF checkpoint"
+            )
         if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < 2**24:
-            raise ValueError(f"the text encoder's config.json asks for {name} = {value!r}, wanted is a {'whole ' * whole}number above 0: use a T5 v1.1 encoder")
+            raise _refused(name, value, f"a {'whole ' * whole}number above 0")
     rows, most = config["relative_attention_num_buckets"], config["relative_attention_max_distance"]
     if rows < 4 or most <= rows // 4:
-        raise ValueError(f"the text encoder's config.json asks for {rows} buckets up to a distance of {most}, wanted are at least 4, and a distance above a quarter of them: mend the file")
+        raise ValueError(
+            f"the text encoder's config.json asks for {rows} buckets up to a distance of {most}, "
+            "expected at least 4 buckets, and a distance above a quarter of their number: fix the file"
+        )
     return config
 
 
 def bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """Key position − query position -> row of the bias table. Near distances have a row each, far ones share rows logarithmically.
+    """distance (L, L), key position − query position -> (L, L), the row of the bias table.
 
-    Half of the rows are for keys to the right: of 16, the first 8 are distances 0 … 7, the last is max_distance and beyond.
+    Near distances have a row each, far ones share rows logarithmically. Half of the rows are for keys to the right: of
+    16, the first 8 are distances 0 … 7, the last is max_distance and beyond.
     """
     half = buckets // 2
     near = half // 2
@@ -59,13 +71,15 @@ def bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tens
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
-    """Weights drawn as wide as those of N(0, 1), which on "meta" would load sympy, for 2 s."""
+    """A table (rows, width), uniform with variance 1: drawing N(0, 1) on "meta" imports sympy, which takes 2 s."""
     table = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
     nn.init.uniform_(table.weight, -(3**0.5), 3**0.5)
     return table
 
 
 class RMSNorm(nn.Module):
+    """w x / √(mean x² + ε) over the last dimension: (B, L, D) -> (B, L, D)."""
+
     def __init__(self, D: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
@@ -76,6 +90,8 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """Unscaled attention with a bias (B or 1, heads, L, L) on its scores: (B, L, D) -> (B, L, D)."""
+
     def __init__(self, config: dict, has_bias: bool):
         super().__init__()
         D, self.heads = config["d_model"], config["num_heads"]
@@ -86,16 +102,20 @@ class SelfAttention(nn.Module):
             self.relative_attention_bias = embedding(config["relative_attention_num_buckets"], self.heads)
 
     def forward(self, y: Tensor, bias: Tensor) -> Tensor:
-        q, k, v = (p(y).unflatten(2, (self.heads, -1)).transpose(1, 2).to(bias.dtype) for p in (self.q, self.k, self.v))  # (B, heads, L, d_kv)
+        q, k, v = (p(y).unflatten(2, (self.heads, -1)) for p in (self.q, self.k, self.v))
+        q, k, v = (a.transpose(1, 2).to(bias.dtype) for a in (q, k, v))      # (B, heads, L, d_kv)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         return self.o(a.transpose(1, 2).flatten(2).to(y.dtype))
 
 
 class FeedForward(nn.Module):
+    """The gated GELU, wo(GELU_tanh(wi_0 y) · wi_1 y): (B, L, D) -> (B, L, D)."""
+
     def __init__(self, config: dict):
         super().__init__()
         D, d_ff = config["d_model"], config["d_ff"]
-        self.wi_0, self.wi_1, self.wo = nn.Linear(D, d_ff, bias=False), nn.Linear(D, d_ff, bias=False), nn.Linear(d_ff, D, bias=False)
+        self.wi_0, self.wi_1 = nn.Linear(D, d_ff, bias=False), nn.Linear(D, d_ff, bias=False)
+        self.wo = nn.Linear(d_ff, D, bias=False)
 
     def forward(self, y: Tensor) -> Tensor:
         safe = torch.float32 if torch.float16 in (y.dtype, self.wo.weight.dtype) else self.wo.weight.dtype
@@ -104,7 +124,7 @@ class FeedForward(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """What lies between a norm and a residual, under the name that the checkpoint has for it."""
+    """x + inner(rms(x)), with `inner` under its name in the checkpoint: (B, L, D) -> (B, L, D)."""
 
     def __init__(self, name: str, inner: nn.Module, config: dict):
         super().__init__()
@@ -117,6 +137,8 @@ class Sublayer(nn.Module):
 
 
 class Block(nn.Module):
+    """Self-attention, then feed-forward, each with its norm and residual: (B, L, D) -> (B, L, D)."""
+
     def __init__(self, config: dict, has_bias: bool):
         super().__init__()
         attention = Sublayer("SelfAttention", SelfAttention(config, has_bias), config)
@@ -128,6 +150,8 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
+    """The blocks (B, L, D) -> (B, L, D) and the last norm, under their names in the checkpoint."""
+
     def __init__(self, config: dict):
         super().__init__()
         self.block = nn.ModuleList([Block(config, has_bias=i == 0) for i in range(config["num_layers"])])
@@ -135,7 +159,7 @@ class Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """The encoder as `text_encoder/config.json` says. XXL: 4,762,310,656 parameters. Raises ValueError for configs that are not built."""
+    """The encoder as `text_encoder/config.json` says (XXL: 4,762,310,656 weights). ValueError for other configs."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -147,7 +171,7 @@ class T5Encoder(nn.Module):
         """The states of the tokens.
 
         ids:  (B, L) int64, L of any length (IF was trained with 77)
-        mask: (B, L), 1 for a token, 0 for padding: nobody asks it, but it has a state of its own; None for no padding
+        mask: (B, L), 1 for a token, 0 for padding: no token attends to it, though it has a state; None for no padding
         -> (B, L, D), in the dtype of the weights
         Raises ValueError when an id is not in the vocabulary.
         """
@@ -163,35 +187,44 @@ class T5Encoder(nn.Module):
         """(B or 1, heads, L, L): the bias of each distance, and the most negative number at padded keys."""
         position = torch.arange(ids.shape[1], device=ids.device)
         distance = position[None, :] - position[:, None]                     # key − query
-        rows = bucket(distance, self.config["relative_attention_num_buckets"], self.config["relative_attention_max_distance"])
-        bias = at_least_float32(self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias(rows)).permute(2, 0, 1)[None]
+        buckets, most = self.config["relative_attention_num_buckets"], self.config["relative_attention_max_distance"]
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        bias = at_least_float32(table(bucket(distance, buckets, most))).permute(2, 0, 1)[None]
         if mask is None:
             return bias
         return bias.masked_fill(mask[:, None, None, :] == 0, torch.finfo(bias.dtype).min)
 
     def check_ids(self, ids: Tensor) -> None:
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config["vocab_size"]:
-            raise ValueError(f"ids must be in [0, {self.config['vocab_size']}), got {int(ids.min())} to {int(ids.max())}: take the tokenizer of this encoder")
+        """Raises ValueError when one of the ids (B, L) is not in the vocabulary."""
+        size = self.config["vocab_size"]
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            got = f"{int(ids.min())} to {int(ids.max())}"
+            raise ValueError(f"expected ids in [0, {size}), got {got}: use the tokenizer of this encoder")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """x, of any shape such as (B, L, D), in float32 if it was in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def on_meta(config: dict) -> T5Encoder:
-    """The encoder without its weights: to check a file by, or to be filled."""
+    """The encoder without its weights: to check a file against, or to be filled."""
     with torch.device("meta"):
         return T5Encoder(config)
 
 
 @torch.no_grad()
 def stream(
-    config: dict, ids: Tensor, mask: Tensor | None, read: Callable[[list[str]], dict[str, Tensor]], progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    config: dict,
+    ids: Tensor,
+    mask: Tensor | None,
+    read: Callable[[list[str]], dict[str, Tensor]],
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Tensor:
-    """The same states, with one block in memory at a time.
+    """The states (B, L, D) of `T5Encoder.forward`, with one block in memory at a time.
 
     read:     names of tensors -> tensors, in the dtype to compute in (or memory-mapped as they are)
-    progress: wraps the counting of blocks, like tqdm
+    progress: wraps the iteration over the blocks, like tqdm
     """
     encoder = on_meta(config)
     encoder.check_ids(ids)

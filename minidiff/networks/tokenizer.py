@@ -2,9 +2,9 @@
 
     ids = pieces(prompt)[:76] + [1], padded with 0 to 77        mask = 1 for the pieces and the end, 0 for padding
 
-The pieces are sentencepiece's (unigram), as `spiece.model` holds them. A prompt is lower-cased and stripped, no more: the original's
-long chain of regular expressions (addresses, dashes, HTML) is left out on purpose; it matters for captions from the web, not for
-prompts written by hand. Next: hub.py, the files.
+The pieces are sentencepiece's (unigram), as `spiece.model` holds them. A prompt is lower-cased and stripped, no more:
+the original's long chain of regular expressions (addresses, dashes, HTML) is left out on purpose; it matters for
+captions from the web, not for prompts written by hand. Next: hub.py, the files.
 """
 
 import warnings
@@ -39,7 +39,9 @@ class Tokenizer:
             raise damaged(spiece_model, "sentencepiece model", error) from None
 
     def __call__(self, prompts: list[str], length: int = LENGTH) -> tuple[Tensor, Tensor]:
-        """-> ids (B, length) int64 and mask (B, length) int64. Warns and names the words when a prompt is longer than that. Raises ValueError."""
+        """-> ids (B, length) int64 and mask (B, length) int64. Warns and names the words when a prompt is longer than
+        that. Raises ValueError.
+        """
         ids = torch.full((len(prompts), length), PAD)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -49,7 +51,11 @@ class Tokenizer:
             if len(tokens) > length - 1:
                 dropped = self.pieces.decode(tokens[length - 1 :])
                 dropped = dropped if len(dropped) < 400 else f"{dropped[:200]} ... {dropped[-200:]}"
-                warnings.warn(f"the prompt has {len(tokens) + 1} tokens, the model reads {length}: cut off is {dropped!r}; shorten the prompt", stacklevel=2)
+                warnings.warn(
+                    f"the prompt has {len(tokens) + 1} tokens, the model reads {length}: cut off is {dropped!r}; "
+                    f"shorten the prompt",
+                    stacklevel=2,
+                )
             tokens = [*tokens[: length - 1], END]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
