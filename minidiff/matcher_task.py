@@ -109,14 +109,12 @@ class Said:
         self.counts = len(names), len(book.phrases), len(book.colours), len(kinds)
         longest = max(len(read(text)) for texts in said for text in texts)
         self.others = torch.tensor([len(texts) - 1 for texts in said])
-        table = torch.zeros(len(said), max(map(len, said)), longest, dtype=torch.int64)
-        for row, texts in zip(table, said):
+        self.table = torch.zeros(len(said), max(map(len, said)), longest, dtype=torch.int64)
+        for row, texts in zip(self.table, said):
             row[: len(texts)] = net.ids(texts, longest)
-        self.table = table
 
     def again(self, generator: torch.Generator) -> Tensor:
-        """Words for each of them, drawn afresh, (P, L) int64: the first 75 %, another 25 %; to one in twenty an unknown
-        word is added."""
+        """Words for each, (P, L) int64: the first 75 %, another 25 %; to one in twenty an unknown word is added."""
         other, which, unknown = torch.rand(3, len(self.table), generator=generator)
         k = torch.where(other < 0.25, (1 + which * self.others).long(), 0).clamp(max=self.others)
         added = torch.where(unknown < 0.05, UNKNOWN, NONE)
