@@ -95,7 +95,7 @@ def caption(book: Book, i: int, generator: torch.Generator, colour: str | None =
 
 
 def vocabulary(book: Book, count: int | None = None) -> set[str]:
-    """Every word that a caption of the first `count` things (all) can hold; a network that learned them knows no other."""
+    """Every word that a caption of the first `count` things (all) can hold; others mean nothing to their network."""
     said = [text for thing in book.things[:count] for text in (thing.name, *thing.aliases, thing.kind)]
     return {word for text in [*said, *sum(book.phrases, ()), *book.colours, "a an"] for word in words(text)}
 

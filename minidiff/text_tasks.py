@@ -57,7 +57,7 @@ def text(settings: dict, folder: Path) -> Task:
         text_model.write_unet(net.unet, settings["scale"], folder)
         text_model.write_text(net.text_encoder, spiece, folder)
         known = picturebook.vocabulary(book, phase(settings, record["epoch"] - 1)[1])
-        text_model.write_bytes("\n".join(sorted(known)).encode(), folder / "vocabulary.txt")  # for warnings of other words
+        text_model.write_bytes("\n".join(sorted(known)).encode(), folder / "vocabulary.txt")  # others are warned of
         if last or record["epoch"] % settings["preview_every"] == 0:
             size, things = phase(settings, record["epoch"] - 1)
             sheet = preview(net, tokenizer, book, min(things, len(book.things)), size, settings)

@@ -28,6 +28,10 @@ def lesson(book, count=None):
     return ((book.thing < (count or len(book.things))) & ~book.held_out).nonzero()[:, 0]
 
 
+def vocabulary(book, count=None):
+    return {"a", *COLOURS, *(thing.name for thing in book.things[:count])}
+
+
 def prompt(style, name):
     return f"a {style} {name}"
 

@@ -95,7 +95,7 @@ def test_a_run_can_begin_with_the_layers_of_another_network(runs, refused):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["clas"], "a task is one of denoiser, time, class, classifier, text, superres, got 'clas'"),
+        (["clas"], "a task is one of denoiser, time, class, classifier, text, superres, matcher, got 'clas'"),
         (["class", "--preset", "best"], "--preset wants better or course, got 'best'"),
         (["classifier", "--preset", "course"], "the assignment trains no classifier: leave --preset course out"),
         (["class", "--epochs", "0"], "--epochs wants 1 to 10000, got 0"),

@@ -206,7 +206,7 @@ def upscale(
                 f"{picture} holds no images (N, 3, H, W) in [0, 1]: give a picture, or the arrays of a model of prompts"
             )
         if x.shape[-2] != x.shape[-1]:
-            raise ValueError(f"{picture} holds images of {x.shape[-1]} x {x.shape[-2]} pixels, expected squares: crop them")
+            raise ValueError(f"{picture} holds images of {x.shape[-1]} x {x.shape[-2]} pixels, expected squares")
         x = x.float()
     else:
         x = pictures.read(picture, [side // 4 for side in model.shape[1:]], 3, 0, 1).expand(n, -1, -1, -1)
