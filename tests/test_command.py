@@ -17,6 +17,14 @@ import torch.distributed as dist
 from minidiff import command
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """Of tests that run in the background, Python is deaf to Ctrl-C from its start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def raising(error):
     def main(argv):
         raise error
