@@ -181,7 +181,7 @@ def upscale(
     *,
     words: Words | None = None,
     n: int = 1,
-    model: OfEnlarging = "picturebook-II",
+    model: OfEnlarging = "DeepFloyd/IF-II-M-v1.0",
     walk: Walk = Walk(),
 ) -> Result:
     """Enlarge a picture with stage II.
